@@ -1,0 +1,84 @@
+"""From a config to the pieces of a run. Only the commands (`__main__` files) use this."""
+import os
+
+import jax
+import numpy as np
+
+from simclr_jax import dist, names
+from simclr_jax.errors import UsageError
+from simclr_jax.train import optim
+from simclr_jax.types import Method
+
+
+def method(config, *, axis: str | None) -> Method:
+    """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step)."""
+    nets = {role: names.make("nets", spec, axis=axis) for role, spec in config.nets.items()}
+    return names.make("methods", config.method, nets)
+
+
+def source(config, split: str | None = None):
+    """The data source of the config; `split` in place of its own."""
+    spec = dict(config.data)
+    if split is not None:
+        spec["split"] = split
+    return names.make("data.sources", spec)
+
+
+def steps(config, examples: int) -> int:
+    """How many steps the run has."""
+    return config.steps or optim.total_steps(examples, config.epochs, config.batch)
+
+
+def optimiser(config, examples: int) -> optim.Optimiser:
+    return names.call(optim.make, config.optim, "config.optim", batch=config.batch, steps=steps(config, examples),
+                      examples=examples)
+
+
+def cpu_devices(config, processes: int = 1, local: bool = False) -> int:
+    """How many devices to simulate on a CPU: XLA runs a convolution on one thread a device, so several are quicker.
+
+    The largest divisor of this process's rows of a micro-batch that is not above its share of the cores.
+    """
+    if config.devices:
+        return config.devices
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes) if local else cores
+    rows = config.batch // config.microbatches // processes
+    return max(n for n in range(1, cores + 1) if rows % n == 0) if rows else 1
+
+
+def start_devices(count: int) -> None:
+    """Simulates `count` CPU devices, if nothing has set their number yet. Before any JAX computation."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def mesh(config):
+    """The mesh of the run: all devices, or `config.devices` of them.
+
+    Raises:
+      UsageError: more devices than there are, or a batch that they do not divide.
+    """
+    devices = jax.devices()
+    if config.devices and jax.process_count() == 1:
+        if config.devices > len(devices):
+            raise UsageError(f"config.devices={config.devices}, but there are {len(devices)}; set it to 0 or at most that")
+        devices = devices[:config.devices]
+    made = dist.make_mesh(dict(config.mesh), devices)
+    shards = made.shape[dist.DATA] * config.microbatches
+    if config.batch % shards:
+        below = config.batch // shards * shards
+        fits = " or ".join(str(b) for b in (below, below + shards) if b)
+        raise UsageError(f"config.batch={config.batch} does not divide over {made.shape[dist.DATA]} devices x "
+                         f"{config.microbatches} micro-batches; take {fits}, or another number of devices "
+                         f"(config.devices divides {config.batch}: {_divisors(config.batch // config.microbatches)})")
+    return made
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, min(n, 4096) + 1) if n % d == 0)
+
+
+def count(params) -> int:
+    """Number of parameters of a tree."""
+    return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))

@@ -1,0 +1,220 @@
+"""The config: every top-level key with its default, reading it from a file and a command line, comparing two.
+
+A config file has `get_config(arg="")` and returns `base()` with its own values set. `--config=FILE:ARG` passes ARG, and
+`--config.optim.lr=0.5` overrides one field.
+"""
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from simclr_jax import names
+from simclr_jax.errors import UsageError
+from simclr_jax.names import near
+
+# Fields that may differ when a run is resumed: they do not change what is computed, only where and how it is watched.
+FREE = ("checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "profile", "wandb")
+
+
+def base() -> ConfigDict:
+    """A config with every top-level key, locked: a key that is not here is refused."""
+    config = ConfigDict(dict(
+        seed=0,  # of the initial parameters, the order of examples and every random draw
+        batch=256,  # global: examples a step, over all devices and processes
+        microbatches=1,  # pieces a batch is forwarded in; exact but for batch statistics
+        epochs=100.0,  # length of the run; or
+        steps=0,  # in steps, if not 0
+        method=dict(name="simclr"),  # simclr_jax/methods/<name>.py and its arguments
+        nets=dict(),  # role -> simclr_jax/nets/<name>.py and its arguments
+        data=dict(name="digits"),  # simclr_jax/data/sources/<name>.py and its arguments
+        augment=dict(views=(), eval=()),  # views: a tuple of views, each a tuple of (op, arguments); eval: one such view
+        optim=dict(),  # arguments of simclr_jax/train/optim.py:make
+        devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README
+        mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
+        log_every=50,  # steps between log lines
+        checkpoint=dict(every=1000, keep=2, keep_every=0),  # in steps; keep: newest ones; keep_every: kept for good
+        evals=dict(every=0, run=("knn",), best="", train="train", test="test"),  # in training: each so many steps
+        pictures=True,  # write workdir/images/
+        profile=dict(start=0, steps=0),  # trace these steps into workdir/profile/
+        wandb=False,  # also log to Weights & Biases
+    ))
+    return config.lock()
+
+
+def variant(arg: str, **defaults):
+    """Reads the ARG of `--config=FILE:ARG`, "key=value,key=value", by the types of `defaults`.
+
+    Returns:
+      ConfigDict of the defaults with the given values.
+
+    Raises:
+      UsageError: an unknown key or a value of the wrong type.
+    """
+    chosen = dict(defaults)
+    for part in filter(None, (p.strip() for p in (arg or "").split(","))):
+        key, sep, value = part.partition("=")
+        if not sep and isinstance(defaults.get(key), bool):
+            value = "true"
+        if key not in defaults:
+            raise UsageError(f"--config=…:{arg}: unknown variant {key!r}{near(key, defaults)}")
+        kind = type(defaults[key])
+        try:
+            chosen[key] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise UsageError(f"--config=…:{arg}: {key}={value!r}, wanted {kind.__name__}") from None
+    return ConfigDict(chosen)
+
+
+def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
+    """Reads a command line.
+
+    Args:
+      argv: as `sys.argv`; options: further flags, name=default (str, int or bool).
+
+    Returns:
+      The config, every field of every factory filled in; and {option: value}.
+
+    Raises:
+      UsageError: anything that the file or the command line has wrong. SystemExit(0) after --help.
+    """
+    values = flags.FlagValues()
+    for name, default in options.items():
+        define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(default)]
+        define(name, default, "", flag_values=values)
+    given = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if given is None or "--help" in argv:
+        usage = f"--config=FILE[:ARG] [--config.FIELD=VALUE …] {' '.join(f'[--{o}=…]' for o in options)}"
+        if "--help" in argv:
+            print(f"{usage}\nFields and their meaning: simclr_jax/config.py; recipes: configs/")
+            raise SystemExit(0)
+        raise UsageError(f"no --config given; wanted {usage}, as in --config=configs/simclr_digits.py")
+    rest = [a for a in argv if not a.startswith("--config=")]
+    config = fill(load(given))
+    known = set(_fields(config))
+    for a in rest[1:]:
+        field = a[len("--config."):].split("=")[0].split("[")[0]
+        if a.startswith("--config.") and field not in known:
+            raise UsageError(f"{a}: the config has no field {field!r}{near(field, known)}")
+        if not a.startswith("--config.") and a.startswith("--") and a[2:].split("=")[0] not in options:
+            raise UsageError(f"{a}: unknown flag{near(a[2:].split('=')[0], [*options, 'config'])}")
+        if not a.startswith("-"):
+            raise UsageError(f"{a!r} is no flag; flags are written --name=value")
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+    try:
+        values(rest)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as e:
+        raise UsageError(" ".join(str(e).split())[:300]) from e
+    config = fill(values.config)  # once more: an override may have named another factory
+    return config, {name: getattr(values, name) for name in options}
+
+
+def load(given: str) -> ConfigDict:
+    """Runs `get_config` of FILE[:ARG]."""
+    path, _, arg = given.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        there = sorted(str(f) for f in (file.parent if file.parent.is_dir() else pathlib.Path("configs")).glob("*.py"))
+        raise UsageError(f"--config={given}: there is no file {path}{near(path, there)}")
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)  # so that a recipe finds configs/common from any working directory
+    spec = importlib.util.spec_from_file_location("simclr_jax_config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"--config={given}: {path} has no function get_config")
+        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes_arg:
+            raise UsageError(f"--config={given}: {path} takes no variant after the colon")
+        return module.get_config(arg) if takes_arg else module.get_config()
+    except UsageError:
+        raise
+    except Exception as e:
+        line = next((t.tb_lineno for t in _traceback(e) if t.tb_frame.f_code.co_filename == str(file)), "?")
+        text = " ".join(str(e).split("Other fields present")[0].split())
+        raise UsageError(f"{path}, line {line}: {type(e).__name__}: {text[:300]}") from e
+
+
+def fill(config: ConfigDict) -> ConfigDict:
+    """A config with every default of every factory it names written out, so that each field can be overridden."""
+    from simclr_jax.train import optim
+    missing = sorted(set(base()) - set(config))
+    unknown = sorted(set(config) - set(base()))
+    if missing or unknown:
+        raise UsageError(f"the config lacks {missing}" if missing else
+                         f"the config has an unknown field {unknown[0]!r}{near(unknown[0], base())}")
+    config = ConfigDict(config.to_dict())
+
+    def filled(spec, function, given=()):
+        defaults = names.defaults(function, given)
+        return ConfigDict({**defaults, **dict(spec)})
+
+    config.method = filled(config.method, names.factory("methods", config.method.get("name")))
+    for role in config.nets:
+        config.nets[role] = filled(config.nets[role], names.factory("nets", config.nets[role].get("name")), ("axis",))
+    config.data = filled(config.data, names.factory("data.sources", config.data.get("name")))
+    config.optim = filled(config.optim, optim.make)
+    for section in ("checkpoint", "evals", "profile"):
+        unknown = sorted(set(config[section]) - set(base()[section]))
+        if unknown:
+            raise UsageError(f"config.{section} has an unknown field {unknown[0]!r}{near(unknown[0], base()[section])}")
+        config[section] = ConfigDict({**base()[section].to_dict(), **config[section].to_dict()})
+    return config.lock()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no run can have, before anything is built."""
+    for field in ("batch", "microbatches", "log_every"):
+        if config[field] < 1:
+            raise UsageError(f"config.{field}={config[field]}, wanted at least 1")
+    if config.steps < 0 or config.steps == 0 and config.epochs <= 0:
+        raise UsageError(f"config.steps={config.steps} and config.epochs={config.epochs}: set one of them above 0")
+    if config.batch % config.microbatches:
+        raise UsageError(f"config.batch={config.batch} does not split into config.microbatches={config.microbatches}")
+    if len(config.augment.views) < 2 and config.method.name == "simclr":
+        raise UsageError(f"config.augment.views has {len(config.augment.views)} views, wanted 2; "
+                         "see configs/common/recipes.py")
+    if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
+        raise UsageError(f"config.checkpoint={config.checkpoint.to_dict()}, wanted every and keep of at least 1")
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON, keys sorted, so that equal configs are equal texts."""
+    return json.dumps(plain(config), indent=2, sort_keys=True)
+
+
+def plain(config) -> dict:
+    """The config as JSON has it: dicts and lists."""
+    return json.loads(config.to_json())
+
+
+def from_plain(fields: dict) -> ConfigDict:
+    """A config back from JSON. Lists stay lists: all that read them take either."""
+    return ConfigDict(fields)
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """Fields that a resumed run may not change and that differ, each as "field: old -> new"."""
+    a, b = ({k: v for k, v in _fields(c).items() if k.split(".")[0] not in FREE} for c in (old, new))
+    return [f"{k}: {json.dumps(a.get(k))} -> {json.dumps(b.get(k))}" for k in sorted(a.keys() | b.keys())
+            if a.get(k) != b.get(k)]
+
+
+def _fields(tree, prefix="") -> dict:
+    out = {}
+    for key, value in (tree.items() if hasattr(tree, "items") else ()):
+        out.update(_fields(value, f"{prefix}{key}.") if hasattr(value, "items") and len(value)
+                   else {f"{prefix}{key}": value})
+    return out
+
+
+def _traceback(e):
+    t = e.__traceback__
+    while t:
+        yield t
+        t = t.tb_next

@@ -1,0 +1,22 @@
+"""Eight simulated CPU devices for every test; a test that cannot have them fails rather than passing on one."""
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from simclr_jax import dist  # noqa: E402
+
+
+def pytest_configure(config):
+    if jax.device_count() != 8:
+        raise pytest.UsageError(f"the tests need 8 simulated CPU devices and found {jax.device_count()}")
+
+
+@pytest.fixture
+def mesh():
+    """`mesh(n)`: a data mesh over n of the 8 devices."""
+    return lambda n: dist.make_mesh({"data": n}, jax.devices()[:n])

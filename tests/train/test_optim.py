@@ -1,0 +1,118 @@
+"""Optimisers and schedules against the released code's own numbers and written-out references."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from oracle import cases
+from simclr_jax.errors import UsageError
+from simclr_jax.train import optim
+
+RUN = dict(batch=256, steps=100, examples=1000)
+
+
+def constant(**kw):
+    """An optimiser whose rate is `lr` at every step."""
+    return optim.make(**{"scaling": "none", "schedule": "constant", "warmup_epochs": 0.0, **RUN, **kw})
+
+
+def follow(tx, params, grads):
+    """The parameters after each step of a list of gradients."""
+    state, out = tx.init(params), []
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        out.append(params)
+    return out
+
+
+@pytest.mark.parametrize("case", [0, 1, 2, 4])  # 3 is the momentum that SimCLR's own runs do not use
+def test_lars_simclr_equals_the_released_optimizer(case):
+    p, c = cases("simclr_lars")[case]
+    names = [n.replace("/", ".") for n in p["params"]]
+    excluded = r"(bias|gamma$|head_supervised)"
+    rules = ((excluded, 0.0), (".*", 1.0))
+    tx = constant(name="lars_simclr", lr=p["learning_rate"], momentum=p["momentum"], weight_decay=p["weight_decay"],
+                  nesterov=p.get("use_nesterov", False), trust=p.get("eeta", 0.001), decay=rules, adapt=rules).tx
+    params = {n: jnp.asarray(c[f"{n}:p0"]) for n in names}
+    grads = [{n: c[f"{n}:grads"][i] for n in names} for i in range(p["steps"])]
+    for i, got in enumerate(follow(tx, params, grads)):
+        for n in names:
+            np.testing.assert_allclose(got[n], c[f"{n}:out_params_f32"][i], rtol=3e-5, atol=1e-7, err_msg=f"{n} step {i}")
+
+
+@pytest.mark.parametrize("name", ["lars_simclr", "lars_byol"])
+def test_the_two_lars_forms_differ_by_where_the_rate_stands(name):
+    rng = np.random.default_rng(0)
+    w, steps, wd, m = rng.normal(size=(4, 3)), 20, 1e-3, 0.9
+    grads = rng.normal(size=(steps, 4, 3))
+    made = optim.make(name=name, lr=0.5, scaling="none", warmup_epochs=1.0, weight_decay=wd, momentum=m, batch=100,
+                      steps=steps, examples=500)
+    got = follow(made.tx, {"kernel": jnp.asarray(w, jnp.float32)}, [{"kernel": jnp.asarray(g, jnp.float32)} for g in grads])
+    buffer = np.zeros_like(w)
+    for i, g in enumerate(grads):
+        g = g + wd * w
+        g = 0.001 * np.linalg.norm(w) / np.linalg.norm(g) * g
+        rate = 0.5 * (i / 5 if i < 5 else (1 + np.cos(np.pi * (i - 5) / 15)) / 2)
+        buffer = m * buffer + (rate * g if name == "lars_simclr" else g)
+        w = w - (buffer if name == "lars_simclr" else rate * buffer)
+        np.testing.assert_allclose(got[i]["kernel"], w, rtol=1e-5, err_msg=f"step {i}")
+
+
+def test_schedule_equals_the_released_code():
+    for p, c in cases("simclr_schedule"):
+        total = optim.total_steps(p["num_examples"], p["epochs"], p["batch"])
+        assert total == c["total_steps"]
+        made = optim.make(lr=p["base_lr"], scaling=p["scaling"], warmup_epochs=p["warmup_epochs"], batch=p["batch"],
+                          steps=total, examples=p["num_examples"])
+        got = jax.vmap(made.rate)(jnp.asarray(c["steps"]))
+        np.testing.assert_allclose(got, c["out_lr_f32"], atol=1e-6 * c["out_lr_f32"].max())
+
+
+def test_the_schedule_starts_at_nought_peaks_after_the_warmup_and_ends_where_told():
+    rate = optim.make(lr=1.0, scaling="none", warmup_epochs=2.0, final=0.01, batch=100, steps=50, examples=500).rate
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(30), rate(50), rate(60)],
+                               [0, 0.5, 1, 0.505, 0.01, 0.01], rtol=1e-6)
+
+
+def test_sgd_and_adamw_equal_their_definitions():
+    params, grads = {"kernel": jnp.array([1.0, -2.0])}, [{"kernel": jnp.array([0.5, 0.25])}] * 3
+    w, v = np.array([1.0, -2.0]), 0
+    for got in follow(constant(name="sgd", lr=0.1, weight_decay=0.01).tx, params, grads):
+        v = 0.9 * v + np.array([0.5, 0.25]) + 0.01 * w
+        w = w - 0.1 * v
+        np.testing.assert_allclose(got["kernel"], w, rtol=1e-6)
+    ours = follow(constant(name="adamw", lr=0.1, weight_decay=0.01).tx, params, grads)
+    theirs = follow(optax.adamw(0.1, weight_decay=0.01), params, grads)
+    np.testing.assert_allclose(ours[-1]["kernel"], theirs[-1]["kernel"], rtol=1e-6)
+
+
+def test_rules_choose_by_name():
+    params = {"stem": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    grads = [jax.tree.map(jnp.zeros_like, params)]
+    made = constant(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.1, rates=((r"^head", 0.5),), freeze=(r"^stem",))
+    got = follow(made.tx, params, grads)[0]
+    np.testing.assert_allclose(got["stem"]["kernel"], 1.0)
+    np.testing.assert_allclose(got["head"]["kernel"], 1 - 0.5 * 0.1)
+    np.testing.assert_allclose(got["head"]["bias"], 1.0)  # norms and biases do not decay
+    report = "\n".join(made.report(params))
+    assert "weight decay not applied: 1 tensors, 2 parameters" in report and "head/bias" in report
+    assert "frozen: 1 tensors" in report and "x0.5: 2 tensors" in report
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(name="lasr"), "'lasr', wanted one of lars_simclr"),
+    (dict(scaling="square"), "scaling='square'"),
+    (dict(schedule="step"), "schedule='step'"),
+    (dict(decay=(("(", 0.0),)), "no regular expression"),
+    (dict(rates=("head",)), "no \\(regex, value\\) pair"),
+])
+def test_refusals(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        optim.make(**RUN, **wrong)
+
+
+def test_a_rule_that_nothing_obeys_is_refused():
+    with pytest.raises(UsageError, match="'bakbone'.*found in no parameter"):
+        constant(freeze=("bakbone",)).report({"backbone": {"kernel": jnp.ones(2)}})
