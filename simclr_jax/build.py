@@ -82,3 +82,32 @@ def _divisors(n: int) -> str:
 def count(params) -> int:
     """Number of parameters of a tree."""
     return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+
+
+def embedder(method: Method, params, extra, modality: str = "image"):
+    """A function f32[n,H,W,3] -> f32[n,D] (numpy in, array out) that splits rows over this process's devices.
+
+    Args:
+      params, extra: as in a state, replicated or sharded.
+
+    Returns:
+      (embed, step): n must be a multiple of `step`.
+    """
+    devices = jax.local_devices()
+    local = dist.make_mesh({dist.DATA: len(devices)}, devices)
+    params, extra = jax.device_put(_whole((params, extra)), dist.replicated(local))
+    rows = jax.sharding.NamedSharding(local, jax.sharding.PartitionSpec(dist.DATA))
+    apply = jax.jit(lambda p, e, x: method.embed(p, e, {modality: x})[modality])
+    return lambda x: apply(params, extra, jax.device_put(x, rows)), len(devices)
+
+
+def _whole(tree):
+    """Every leaf as one local array, also where processes hold parts."""
+    def whole(x):
+        if x.is_fully_replicated:
+            return x.addressable_data(0)
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        from jax.experimental import multihost_utils
+        return multihost_utils.process_allgather(x, tiled=True)
+    return jax.tree.map(whole, tree)

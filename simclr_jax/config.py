@@ -22,7 +22,10 @@ FREE = ("checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "prof
 
 def base() -> ConfigDict:
     """A config with every top-level key, locked: a key that is not here is refused."""
-    config = ConfigDict(dict(
+    # evals: in training, every so many steps, `run` scores a fixed fifth of `limit` examples of split `train` with the
+    # others as neighbours or labels; `best` names the score by which the best checkpoint is kept. The command
+    # `simclr_jax.evals` scores split `test`, which training never sees.
+    return ConfigDict(dict(
         seed=0,  # of the initial parameters, the order of examples and every random draw
         batch=256,  # global: examples a step, over all devices and processes
         microbatches=1,  # pieces a batch is forwarded in; exact but for batch statistics
@@ -37,12 +40,11 @@ def base() -> ConfigDict:
         mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
         log_every=50,  # steps between log lines
         checkpoint=dict(every=1000, keep=2, keep_every=0),  # in steps; keep: newest ones; keep_every: kept for good
-        evals=dict(every=0, run=("knn",), best="", train="train", test="test"),  # in training: each so many steps
+        evals=dict(every=0, run=("knn",), best="", limit=10000, train="train", test="test"),  # see below
         pictures=True,  # write workdir/images/
         profile=dict(start=0, steps=0),  # trace these steps into workdir/profile/
         wandb=False,  # also log to Weights & Biases
-    ))
-    return config.lock()
+    )).lock()
 
 
 def variant(arg: str, **defaults):
@@ -70,7 +72,7 @@ def variant(arg: str, **defaults):
 
 
 def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
-    """Reads a command line.
+    """Reads the command line of a command that takes a config.
 
     Args:
       argv: as `sys.argv`; options: further flags, name=default (str, int or bool).
@@ -81,35 +83,50 @@ def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
     Raises:
       UsageError: anything that the file or the command line has wrong. SystemExit(0) after --help.
     """
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not given and "--help" not in argv:
+        raise UsageError("no --config given; wanted --config=FILE[:VARIANT], as in --config=configs/simclr_digits.py")
+    config = fill(load(given[-1])) if given else None
+    rest = [a for a in argv if not a.startswith("--config=")]
+    known = set(_fields(config)) if given else set()
+    for a in rest[1:]:
+        field = a.removeprefix("--config.").split("=")[0].split("[")[0]
+        if a.startswith("--config.") and field not in known:
+            raise UsageError(f"{a}: the config has no field {field!r}{near(field, known)}")
     values = flags.FlagValues()
+    if given:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+    chosen = _parse(rest, values, {"config": "FILE[:VARIANT]", "config.FIELD": "VALUE"}, options)
+    return fill(values.config), chosen  # filled once more: an override may have named another factory
+
+
+def options(argv: list[str], **options) -> dict:
+    """Reads the command line of a command without a config: {option: value}. Raises as `parse`."""
+    return _parse(argv, flags.FlagValues(), {}, options)
+
+
+def _parse(argv, values, others, options):
     for name, default in options.items():
         define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(default)]
         define(name, default, "", flag_values=values)
-    given = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if given is None or "--help" in argv:
-        usage = f"--config=FILE[:ARG] [--config.FIELD=VALUE …] {' '.join(f'[--{o}=…]' for o in options)}"
-        if "--help" in argv:
-            print(f"{usage}\nFields and their meaning: simclr_jax/config.py; recipes: configs/")
-            raise SystemExit(0)
-        raise UsageError(f"no --config given; wanted {usage}, as in --config=configs/simclr_digits.py")
-    rest = [a for a in argv if not a.startswith("--config=")]
-    config = fill(load(given))
-    known = set(_fields(config))
-    for a in rest[1:]:
-        field = a[len("--config."):].split("=")[0].split("[")[0]
-        if a.startswith("--config.") and field not in known:
-            raise UsageError(f"{a}: the config has no field {field!r}{near(field, known)}")
-        if not a.startswith("--config.") and a.startswith("--") and a[2:].split("=")[0] not in options:
-            raise UsageError(f"{a}: unknown flag{near(a[2:].split('=')[0], [*options, 'config'])}")
-        if not a.startswith("-"):
+    if "--help" in argv:
+        shown = {**others, **{k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}}
+        print("\n".join(f"  --{k}={v}" for k, v in shown.items()))
+        print("The fields of a config and their meaning: simclr_jax/config.py; recipes: configs/")
+        raise SystemExit(0)
+    for a in argv[1:]:
+        name = a.removeprefix("--").split("=")[0]
+        if not a.startswith("--"):
             raise UsageError(f"{a!r} is no flag; flags are written --name=value")
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+        if not name.startswith("config.") and name.removeprefix("no") not in options and name not in options:
+            raise UsageError(f"{a}: unknown flag{near(name, [*options, *others])}")
+        if "=" not in a and not isinstance(options.get(name.removeprefix("no"), options.get(name)), bool):
+            raise UsageError(f"{a}: no value given; flags are written --name=value")
     try:
-        values(rest)
+        values(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as e:
         raise UsageError(" ".join(str(e).split())[:300]) from e
-    config = fill(values.config)  # once more: an override may have named another factory
-    return config, {name: getattr(values, name) for name in options}
+    return {name: getattr(values, name) for name in options}
 
 
 def load(given: str) -> ConfigDict:

@@ -4,7 +4,7 @@ import sys
 
 import jax
 
-from simclr_jax import __version__, build, config as configs, dist
+from simclr_jax import __version__, build, config as configs, dist, watch
 from simclr_jax.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         config.devices = saved.get("devices", 0)
     build.start_devices(build.cpu_devices(config, max(flags["processes"], 1), local))
     dist.start(flags["coordinator"], flags["processes"], flags["process"])
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+    if jax.default_backend() == "cpu" and jax.process_count() == 1 and not config.devices:
         config.devices = min(build.cpu_devices(config), jax.device_count())
     dist.agree(configs.to_json(config), "the config")
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     from simclr_jax.train.checkpoint import Checkpoints
     process = jax.process_index(), jax.process_count()
     first = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed, process=process)
-    shapes = next(first)
+    rows = next(first)
     workdir = open_workdir(flags["workdir"])
     lead = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep,
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from simclr_jax.train.loop import run
     from simclr_jax.train.state import init_state
     from simclr_jax.train.step import make_step
-    state = init_state(method, optimiser.tx, mesh, shapes, seed=config.seed)
+    state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
     excluded = optimiser.report(state.params)
     if lead:
         print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n")
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> None:
     log = Log(workdir, total=total, start=start, config=plain, active=lead)
     try:
         if start < total:
-            from simclr_jax.train import watch
-            evaluate = watch.make(config, method, mesh, workdir, log.say) if config.evals.every else None
+            from simclr_jax.evals import pictures
+            evaluate = watch.make(config, method, process) if config.evals.every else None
             if lead and config.pictures:
-                watch.picture_views(config, source, shapes, workdir, log.say)
+                watch.picture(workdir, "views.png", pictures.views, rows["views"])
             batches = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed,
                                    start_step=start, process=process)
             step_fn = make_step(method, optimiser.tx, mesh, seed=config.seed, microbatches=config.microbatches)
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
             for line in source.problems():
                 log.say(f"skipped {line}")
             if lead and config.pictures:
-                watch.picture_loss(workdir, log.say)
+                watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
     finally:
         checkpoints.close()
         log.close()

@@ -80,7 +80,7 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
         new_params = optax.apply_updates(state.params, updates)
         extra = method.finish(new_params, extra, ctx)
         metrics = {"loss": loss, **dist.pmean(metrics, axis),
-                   "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+                   "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         return TrainState(state.step + 1, new_params, opt_state, extra), metrics
 
     mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), axis_names={axis})

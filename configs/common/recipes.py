@@ -1,0 +1,143 @@
+"""Augmentation recipes as published: plain data for `config.views` and `config.eval_ops`.
+
+A recipe is a tuple of views, each a tuple of (op, kwargs); `simclr_jax/data/ops` holds the ops. Where an original
+differs from what an op can do, the function says so.
+"""
+
+# Channel means and standard deviations of ImageNet's training set, as torchvision and BYOL write them.
+IMAGENET = ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+
+
+def simclr(size: int = 224, strength: float = 1.0) -> tuple:
+    """SimCLR on ImageNet (Chen et al. 2020, appendix A; google-research/simclr tf2/data_util.py).
+
+    Bicubic crops overshoot [0, 1] there until the jitter or the end of preprocessing cuts them, before the blur. Blur
+    has (size // 10) // 2 taps to each side. Released code draws one sigma a batch and device; ours one a row.
+    """
+    return (_simclr(size, strength) + (_blur(size, p=0.5),),) * 2
+
+
+def simclr_cifar(size: int = 32, strength: float = 0.5) -> tuple:
+    """SimCLR on CIFAR-10: half the jitter and no blur (Chen et al. 2020, appendix B.9; simclr README.md)."""
+    return (_simclr(size, strength),) * 2
+
+
+def byol(size: int = 224) -> tuple:
+    """BYOL's two different views (Grill et al. 2020; deepmind-research byol/utils/augmentations.py, dataset.py)."""
+    start = (
+        ("random_resized_crop", dict(size=size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), sampling="byol")),
+        ("flip", dict(p=0.5)),
+        ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8, brightness_mode="add")),
+        ("grayscale", dict(p=0.2)),
+    )
+    return (start + (_blur(size, p=1.0), IMAGENET),
+            start + (_blur(size, p=0.1), ("solarize", dict(p=0.2, threshold=0.5)), IMAGENET))
+
+
+def moco_v1(size: int = 224) -> tuple:
+    """MoCo v1: grayscale before a jitter that every row gets (facebookresearch/moco main_moco.py)."""
+    return ((
+        _torch_crop(size, lowest=0.2),
+        ("grayscale", dict(p=0.2)),
+        ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, p=1.0, style="torch")),
+        ("flip", dict(p=0.5)),
+        IMAGENET,
+    ),) * 2
+
+
+def moco_v2(size: int = 224) -> tuple:
+    """MoCo v2 and SimSiam (Chen et al. 2020; moco main_moco.py, simsiam main_simsiam.py).
+
+    The originals jitter and blur 8-bit images, and PIL's blur is three box filters that imitate a Gaussian; ours is
+    the Gaussian itself, reaching 11 pixels at 224.
+    """
+    return (_moco(size, 0.2, saturation=0.4) + (_torch_blur(size, p=0.5), ("flip", dict(p=0.5)), IMAGENET),) * 2
+
+
+simsiam = moco_v2
+
+
+def moco_v3(size: int = 224, lowest: float = 0.08) -> tuple:
+    """MoCo v3's two different views (moco-v3 main_moco.py); lowest crop area .08 for ViT, .2 for ResNet-50.
+
+    Solarize is PIL's, from 128 of 255. Blur as in `moco_v2`.
+    """
+    start = _moco(size, lowest, saturation=0.2)
+    end = (("flip", dict(p=0.5)), IMAGENET)
+    return (start + (_torch_blur(size, p=1.0),) + end,
+            start + (_torch_blur(size, p=0.1), ("solarize", dict(p=0.2, threshold=128 / 255))) + end)
+
+
+def digits(size: int = 8) -> tuple:
+    """Small gray pictures such as scikit-learn's 8 x 8 digits; ours, not published.
+
+    No flip, which would make other signs of them, and no colour, of which they have none.
+    """
+    view = (
+        ("resize", dict(size=size, method="bilinear")),
+        ("affine", dict(degrees=15.0, translate=0.1, scale=(0.8, 1.2), shear=10.0)),
+        ("intensity", dict(contrast=(0.6, 1.4), brightness=(-0.1, 0.1))),
+    )
+    return (view,) * 2
+
+
+def simclr_linear(size: int = 224) -> tuple:
+    """Training of SimCLR's linear head: crop and flip only, one view (tf2/data_util.py preprocess_image)."""
+    return ((("random_resized_crop", dict(size=size, clip=False)), ("flip", dict(p=0.5)), ("clip", {})),)
+
+
+def simclr_eval(size: int = 224, proportion: float = 0.875) -> tuple:
+    """SimCLR's test images: the central 87.5%, then bicubic (tf2/data_util.py center_crop)."""
+    return (("center_crop", dict(proportion=proportion)), ("resize", dict(size=size)))
+
+
+def simclr_cifar_eval(size: int = 32) -> tuple:
+    """SimCLR's test images on CIFAR: no crop (simclr README.md)."""
+    return (("resize", dict(size=size)),)
+
+
+def torch_eval(size: int = 224, resize: int = 256) -> tuple:
+    """Test images of MoCo and SimSiam: shorter side to 256, centre 224 (moco main_lincls.py)."""
+    return (("resize", dict(size=resize, shorter=True, method="bilinear", antialias=True)),
+            ("center_crop", dict(size=size)), IMAGENET)
+
+
+def byol_eval(size: int = 224) -> tuple:
+    """BYOL's test images: the centre square with a margin of 32 in 224 + 32, then bicubic (byol/utils/dataset.py)."""
+    return (("center_crop", dict(proportion=size / (size + 32), floor=True)), ("resize", dict(size=size)), IMAGENET)
+
+
+def digits_eval(size: int = 8) -> tuple:
+    """The pictures as they are."""
+    return (("resize", dict(size=size, method="bilinear")),)
+
+
+def _simclr(size, strength):
+    return (
+        ("random_resized_crop", dict(size=size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), clip=False)),
+        ("flip", dict(p=0.5)),
+        ("color_jitter", dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, strength=strength)),
+        ("grayscale", dict(p=0.2)),
+        ("clip", {}),
+    )
+
+
+def _moco(size, lowest, saturation):
+    return (
+        _torch_crop(size, lowest),
+        ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=saturation, hue=0.1, p=0.8, style="torch")),
+        ("grayscale", dict(p=0.2)),
+    )
+
+
+def _torch_crop(size, lowest):
+    return ("random_resized_crop", dict(size=size, area=(lowest, 1.0), ratio=(3 / 4, 4 / 3), method="bilinear",
+                                        antialias=True, sampling="torch"))
+
+
+def _blur(size, p):
+    return ("blur", dict(kernel=2 * (size // 10 // 2) + 1, p=p, sigma=(0.1, 2.0)))
+
+
+def _torch_blur(size, p):
+    return ("blur", dict(kernel=2 * (size // 10 // 2) + 1, p=p, sigma=(0.1, 2.0), padding="reflect"))

@@ -1,0 +1,139 @@
+"""`python -m simclr_jax.evals --workdir=DIR`: kNN and linear probe of a finished or running workdir, in one table.
+
+Beside the pretrained features stand those of the same net as initialised and the raw pixels, under the same protocol.
+"""
+import time
+
+import jax
+import numpy as np
+
+from simclr_jax import build, config as configs, data, dist, watch
+from simclr_jax.errors import UsageError
+from simclr_jax.evals import knn, pictures, score, table
+from simclr_jax.names import near
+from simclr_jax.train.__main__ import command
+
+OPTIONS = dict(workdir="", evals="knn,linear", labels="1,5,10,50,all", draws=10, seed=0, knn="dino", protocol="lbfgs",
+               baselines=True, best=False, pictures=True)
+
+
+def main(argv: list[str]) -> None:
+    flags = configs.options(argv, **OPTIONS)
+    from simclr_jax.train.workdir import read_config
+    saved = read_config(flags["workdir"]) if flags["workdir"] else None
+    if saved is None:
+        raise UsageError(f"--workdir={flags['workdir']}: there is no config.json in it; wanted the directory of a "
+                         "`simclr_jax.train` run")
+    config = configs.from_plain(saved)
+    counts = [c if c == "all" else _whole(c) for c in flags["labels"].split(",")]
+    setting = _one_of("knn", flags["knn"], knn.SETTINGS)
+    names = flags["evals"].split(",")
+    for name in names:
+        _one_of("evals", name, score.EVALS)
+    build.start_devices(build.cpu_devices(config))
+    start = time.perf_counter()
+
+    train, test = (build.source(config, config.evals[part]) for part in ("train", "test"))
+    if not (train.classes and test.classes):
+        raise UsageError(f"{train.describe}: kNN and the linear probe need labels; give class sub-folders, or look at "
+                         f"{flags['workdir']}/images")
+    method = build.method(config, axis=None)
+    step, state, first = _states(config, method, flags["workdir"], train.size, best=flags["best"])
+    kinds = {config.method.name: _features(config, method, state)}
+    if flags["baselines"]:
+        kinds["random_init"] = _features(config, method, first)
+        kinds["pixels"] = _pixels(config)
+    records = score.score(kinds, step=step, evals=names, labels_per_class=_possible(counts, kinds), draws=flags["draws"],
+                          seed=flags["seed"], setting=setting, protocol=flags["protocol"])
+    from etils import epath
+    workdir = epath.Path(flags["workdir"])
+    path = workdir / "evals.json"
+    table.merge(records, path)
+    print(table.text(records))
+    made = _pictures(workdir, config, kinds[config.method.name], test) if flags["pictures"] else []
+    print(f"numbers: {path}  pictures: {', '.join(str(p) for p in made if p) or 'none'}  "
+          f"({time.perf_counter() - start:.0f} s)")
+
+
+def _states(config, method, workdir, examples, *, best):
+    """(step, the state there, the state before training)."""
+    from simclr_jax.train.checkpoint import Checkpoints
+    from simclr_jax.train.state import init_state
+    from etils import epath
+    mesh = dist.make_mesh({dist.DATA: 1}, jax.local_devices()[:1])
+    optimiser = build.optimiser(config, examples)
+    rows = next(data.batches(build.source(config), config.augment.views, batch=config.batch, seed=config.seed))
+    first = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
+    restored = Checkpoints(epath.Path(workdir) / ("best" if best else "checkpoints"), writable=False).restore(first)
+    if restored is None:
+        raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the first is "
+                         f"written at step {config.checkpoint.every}, or when the run is stopped")
+    return restored[0], restored[1], first
+
+
+def _features(config, method, state):
+    embed, multiple = build.embedder(method, state.params, state.extra)
+    parts = [watch.features(config, embed, multiple, split=config.evals[part]) for part in ("train", "test")]
+    return (*parts[0], *parts[1])
+
+
+def _pixels(config, side: int = 32):
+    """The images themselves as features; larger ones averaged down to about `side`, as no one compares 150,528 pixels."""
+    def embed(x):
+        x = np.asarray(x)
+        f = max(1, x.shape[1] // side)
+        x = x[:, :x.shape[1] // f * f, :x.shape[2] // f * f]
+        n, h, w, c = x.shape
+        return x.reshape(n, h // f, f, w // f, f, c).mean((2, 4)).reshape(n, -1)
+    parts = [watch.features(config, embed, 1, split=config.evals[part]) for part in ("train", "test")]
+    return (*parts[0], *parts[1])
+
+
+def _pictures(workdir, config, features, test):
+    train_x, train_y, test_x, test_y = features
+    made = [watch.picture(workdir, "embedding.png", pictures.embedding, test_x, test_y, classes=test.classes,
+                          method="tsne" if len(test_x) <= 2000 else "pca",
+                          title=f"{config.method.name}: test images it has never seen")]
+    queries = np.linspace(0, len(test_x) - 1, 6).astype(int)
+    index, similarity = knn.neighbours(train_x, test_x[queries], k=8)
+    shown, asked = _images(config, "train", np.ravel(index)), _images(config, "test", queries)
+    made.append(watch.picture(workdir, "neighbours.png", pictures.neighbours, shown,
+                              np.arange(index.size).reshape(index.shape), asked, labels=train_y[np.ravel(index)],
+                              query_labels=test_y[queries], similarity=similarity))
+    if (workdir / "metrics.jsonl").exists():
+        made.append(watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl"))
+    return made
+
+
+def _images(config, part, indices):
+    source = data.subset(build.source(config, config.evals[part]), indices)
+    return np.concatenate([b["image"] for b in data.examples(source, config.augment.eval, batch=64)])
+
+
+def _possible(counts, kinds):
+    """The asked numbers of labels a class, without those that the smallest class cannot give."""
+    from simclr_jax.evals import draws
+    labels = next(iter(kinds.values()))[1]
+    fit, _ = draws.holdout(labels)
+    least = np.unique(labels[fit], return_counts=True)[1].min()
+    left_out = [c for c in counts if c != "all" and c > least]
+    if left_out:
+        print(f"left out: {', '.join(map(str, left_out))} labels a class, the smallest class has {least} to draw from")
+    return [c for c in counts if c not in left_out]
+
+
+def _whole(text):
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--labels: {text!r}, wanted whole numbers or all, as in --labels=1,5,all") from None
+
+
+def _one_of(flag, name, known):
+    if name not in known:
+        raise UsageError(f"--{flag}={name}{near(name, known)}")
+    return known[name]
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,59 @@
+"""Which labelled examples a probe may see: stratified, seeded draws."""
+import numpy as np
+
+from simclr_jax.errors import UsageError
+
+
+def holdout(labels: np.ndarray, *, fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the training examples into a part to fit on and a part to choose hyperparameters on.
+
+    Args:
+      labels: i[n].
+      fraction: share of each class held out, rounded, but at least one and never all of a class.
+      seed: of the shuffle within each class.
+
+    Returns:
+      (fit i64[n_fit], val i64[n_val]): sorted positions, together every position once.
+
+    Raises:
+      UsageError: a class with fewer than two examples.
+    """
+    rng = np.random.default_rng([seed, 0])
+    val = []
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels == c)
+        if len(members) < 2:
+            raise UsageError(f"class {c} has {len(members)} training example, wanted at least 2 (one to fit on, one to "
+                             "choose l2 on); drop the class or give more examples")
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        val.append(rng.permutation(members)[:count])
+    val = np.sort(np.concatenate(val))
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def per_class(labels: np.ndarray, n: int, *, draws: int = 10, seed: int = 0) -> list[np.ndarray]:
+    """`draws` independent sets of `n` examples of every class, without repeats within a set.
+
+    Draw i depends on (seed, n, i) only, not on how many draws are asked for.
+
+    Args:
+      labels: i[m].
+
+    Returns:
+      `draws` arrays i64[n * classes] of positions in `labels`, sorted.
+
+    Raises:
+      UsageError: a class with fewer than `n` examples, or n or draws below 1.
+    """
+    if n < 1 or draws < 1:
+        raise UsageError(f"got labels_per_class={n}, draws={draws}; wanted both at least 1")
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < n:
+        short = classes[counts.argmin()]
+        raise UsageError(f"labels_per_class={n} asked, but class {short} has only {counts.min()} labelled training "
+                         f"examples to draw from; ask for at most {counts.min()}")
+    result = []
+    for i in range(draws):
+        rng = np.random.default_rng([seed, n, i])
+        result.append(np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:n] for c in classes])))
+    return result

@@ -1,0 +1,144 @@
+"""The laws that every method keeps (CONTRIBUTING.md lists them). Methods are found by listing the folder."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from simclr_jax import dist, names
+from simclr_jax.train.state import init_state
+from simclr_jax.train.step import make_step
+from simclr_jax.types import Ctx, Net
+
+
+def dense(width):
+    """A net without batch statistics."""
+    def init(key, x):
+        return {"kernel": 0.3 * jax.random.normal(key, (int(np.prod(x.shape[1:])), width))}, {}
+
+    def apply(params, stats, x, *, train, key=None, mask=None):
+        return {"pooled": jnp.tanh(x.reshape(len(x), -1) @ params["kernel"])}, stats
+    return Net(init, apply)
+
+
+# One line a method: its nets, its arguments and a batch of 16 rows.
+TOYS = {
+    "simclr": dict(nets=lambda: {"backbone": dense(8), "projector": dense(6)}, spec=dict(temperature=0.3),
+                   batch={"views": jax.random.normal(jax.random.key(3), (16, 2, 4, 4, 3))}),
+}
+METHODS = names.available("methods")
+
+
+def test_every_method_has_a_toy():
+    assert set(METHODS) == set(TOYS), "add the method to TOYS, so that the laws are tried on it"
+
+
+def build(name, **spec):
+    toy = TOYS[name]
+    return names.make("methods", {"name": name, **toy["spec"], **spec}, toy["nets"]()), toy["batch"]
+
+
+def train(name, mesh, *, microbatches=1, steps=3, shard=None, **spec):
+    """Three SGD steps: Adam and LARS would hide a gradient of the wrong size."""
+    method, batch = build(name, **spec)
+    tx = optax.sgd(0.5)
+    state = init_state(method, tx, mesh, batch, seed=0)
+    shardings = None
+    if shard:
+        shardings = jax.tree.map(shard, state)
+        state = jax.device_put(state, shardings)
+    step = make_step(method, tx, mesh, seed=0, microbatches=microbatches, shardings=shardings)
+    for _ in range(steps):
+        state, metrics = step(state, dist.place_batch(batch, mesh))
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    cache = {}
+
+    def of(name):
+        if name not in cache:
+            cache[name] = jax.device_get(train(name, dist.make_mesh({"data": 1}, jax.devices()[:1])))
+        return cache[name]
+    return of
+
+
+def assert_same(got, want, rtol=1e-5, atol=1e-6):
+    (state, metrics), (want_state, want_metrics) = jax.device_get(got), want
+    for a, b in zip(jax.tree.leaves((state.params, state.extra)), jax.tree.leaves((want_state.params, want_state.extra))):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    for k in want_metrics:
+        np.testing.assert_allclose(metrics[k], want_metrics[k], rtol=1e-4, err_msg=k)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("devices, microbatches", [(1, 4), (2, 1), (2, 8), (4, 2), (8, 1), (8, 2)])
+def test_any_split_trains_the_same(name, devices, microbatches, mesh, one_device):
+    assert_same(train(name, mesh(devices), microbatches=microbatches), one_device(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_axis_is_left_to_the_compiler(name, one_device):
+    mesh = dist.make_mesh({"data": -1, "model": 2})
+
+    def shard(x):
+        return NamedSharding(mesh, P(None, "model") if x.ndim == 2 and x.shape[1] % 2 == 0 else P())
+    state, metrics = train(name, mesh, microbatches=2, shard=shard)
+    kernels = [x for x in jax.tree.leaves(state.params) if x.ndim == 2]
+    assert all(x.sharding.spec == P(None, "model") for x in kernels)  # and it stays sharded from step to step
+    assert_same((state, metrics), one_device(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_extra_is_replicated_and_keeps_its_tree(name, mesh):
+    method, batch = build(name)
+    tx = optax.sgd(0.5)
+    before = init_state(method, tx, mesh(8), batch, seed=0)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before)
+    after, _ = make_step(method, tx, mesh(8), seed=0)(before, dist.place_batch(batch, mesh(8)))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == shapes
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teachers_get_no_gradient(name):
+    """Nothing in `extra` is among what the optimiser differentiates, and `embed` gives rows of features."""
+    method, batch = build(name)
+    params, extra = method.init(jax.random.key(0), batch)
+    ctx = Ctx(jnp.int32(0), jax.random.key(0), None)
+    outputs, _ = method.forward(params, extra, batch, ctx)
+    assert all(x.shape[0] == 16 for x in jax.tree.leaves(outputs))  # row by row, as the split of a batch needs
+    loss, (_, metrics) = method.criterion(params, extra, outputs, ctx)
+    assert loss.shape == () and all(jnp.shape(m) == () for m in metrics.values())
+    features = method.embed(params, extra, {"image": batch["views"][:, 0]})
+    assert all(f.ndim == 2 and f.shape[0] == 16 for f in features.values())
+
+
+def reductions(jaxpr, inside=False):
+    """How many sums over the data axis stand inside and outside of loops."""
+    counts = np.zeros(2, int)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name.startswith("psum") and "data" in str(eqn.params.get("axes", "")):
+            counts[int(inside)] += len(eqn.invars)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    counts += reductions(inner, inside or eqn.primitive.name in ("scan", "while"))
+    return counts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_summed_over_devices_once_after_the_loop(name, mesh):
+    method, batch = build(name)
+    tx = optax.sgd(0.5)
+    state = init_state(method, tx, mesh(4), batch, seed=0)
+
+    def count(microbatches):
+        step = make_step(method, tx, mesh(4), seed=0, microbatches=microbatches)
+        return reductions(jax.make_jaxpr(step)(state, dist.place_batch(batch, mesh(4))).jaxpr)
+    outside, inside = count(4)
+    assert inside == 0 and outside >= len(jax.tree.leaves(state.params))
+    assert list(count(1)) == [outside, 0]

@@ -1,0 +1,58 @@
+"""Who may import whom: rooms stay rooms only if a test says so."""
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "simclr_jax"
+LEAVES = {"errors", "names", "__init__"}
+# What each room may import of ours, beyond itself and the leaves.
+MAY = {
+    "watch": {"build", "data", "evals"},  # composition, for the commands
+    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim"},
+    "losses": {"types", "dist"},
+    "nets": {"types", "dist"},
+    "methods": {"types", "dist", "losses"},
+    "data": set(),
+    "evals": {"types"},
+    "train": {"types", "dist"},
+}
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+FILES = sorted(f for f in PACKAGE.rglob("*.py") if f.name != "__main__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_stay_within_the_layers(file):
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room in LEAVES:
+        allowed = {"errors"}
+    else:
+        allowed = MAY[room] | LEAVES | {room}
+    modules = set(imports(ast.parse(file.read_text())))
+    ours = {m.removeprefix("simclr_jax").lstrip(".") for m in modules if m.split(".")[0] == "simclr_jax"} - {""}
+    for module in ours:
+        prefixes = {".".join(module.split(".")[:i + 1]) for i in range(module.count(".") + 1)}
+        assert prefixes & allowed or any(a.startswith(module + ".") for a in allowed), \
+            f"{file.name} imports simclr_jax.{module}; its room may see {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_libraries_stay_in_their_rooms(file):
+    path = str(file.relative_to(PACKAGE))
+    top = {m.split(".")[0] for m in imports(ast.parse(file.read_text()))}
+    linen = any(m.startswith("flax.linen") for m in imports(ast.parse(file.read_text())))
+    assert not linen or path.startswith("nets/"), "flax.linen is for nets/"
+    assert "jax" not in top or not path.startswith("data/"), "data/ knows no jax"
+    assert "tensorflow" not in top or path.startswith("data/"), "tensorflow is for data/"
+    assert "orbax" not in top or path == "train/checkpoint.py", "orbax is for train/checkpoint.py"

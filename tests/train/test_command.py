@@ -1,0 +1,198 @@
+"""The training command on real digits: resume, devices, damage, refusals. Small nets, the real code."""
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import config as configs
+from simclr_jax.errors import UsageError
+from simclr_jax.train.__main__ import command, main
+from simclr_jax.train.checkpoint import Checkpoints
+from simclr_jax.train.log import read_rows
+from simclr_jax.train.stop import Stop
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = ["--config.batch=64", "--config.steps=6", "--config.nets.backbone.channels=(4,8)", "--config.optim.name=sgd",
+         "--config.optim.lr=0.1", "--config.optim.warmup_epochs=0.1", "--config.log_every=1",
+         "--config.checkpoint.every=2", "--config.evals.every=0", "--config.pictures=false"]
+
+
+def train(workdir, *more, small=SMALL):
+    main(["train", f"--config={ROOT}/configs/simclr_digits.py", f"--workdir={workdir}", *small, *more])
+
+
+def state_of(workdir):
+    """{path: bytes} of the newest checkpoint, by the checksums and arrays that it stores."""
+    from simclr_jax.train import stored
+    steps = Checkpoints(workdir / "checkpoints", writable=False)
+    step = steps.steps()[-1]
+    return step, stored.record(steps.directory / str(step))["leaves"]
+
+
+def numbers(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")}
+            for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def stop_after(monkeypatch, step):
+    monkeypatch.setattr(Stop, "reached", lambda self, at: at == step)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    train(workdir)
+    return workdir
+
+
+def test_twice_the_same_command_is_twice_the_same_run(unbroken, tmp_path):
+    train(tmp_path)
+    assert state_of(tmp_path) == state_of(unbroken)
+    assert numbers(tmp_path) == numbers(unbroken) and len(numbers(tmp_path)) == 6
+
+
+def test_a_stopped_run_goes_on_to_the_bit(unbroken, tmp_path, monkeypatch, capsys):
+    stop_after(monkeypatch, 3)
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path)
+    assert stopped.value.code == 75 and "stopped at step 3, saved" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(tmp_path)
+    assert "going on from step 3 of 6" in capsys.readouterr().out
+    assert state_of(tmp_path) == state_of(unbroken)  # every leaf's path, dtype, shape and checksum
+    assert numbers(tmp_path) == numbers(unbroken)
+    train(tmp_path)
+    assert "already at step 6 of 6" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(unbroken, tmp_path, monkeypatch, capsys):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    monkeypatch.undo()
+    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+        if file.is_file():  # one bit in every hundred bytes: arrays and their index alike
+            content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+            content[::100] ^= 1
+            file.write_bytes(content.tobytes())
+    train(tmp_path)
+    out = capsys.readouterr().out
+    assert "/4 is damaged" in out and "going on from step 2 of 6" in out
+    assert state_of(tmp_path) == state_of(unbroken) and numbers(tmp_path) == numbers(unbroken)
+
+
+@pytest.mark.parametrize("more", [["--config.devices=1"], ["--config.devices=8"]], ids=str)
+def test_any_number_of_devices_trains_the_same(unbroken, tmp_path, more):
+    train(tmp_path, *more)
+    for got, want in zip(numbers(tmp_path), numbers(unbroken), strict=True):
+        np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-4)
+
+
+def test_a_run_resumed_on_other_devices_sees_the_same_and_loses_the_same(unbroken, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--config.devices=8")
+    monkeypatch.undo()
+    train(tmp_path, "--config.devices=4")
+    for got, want in zip(numbers(tmp_path), numbers(unbroken), strict=True):
+        np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-4)
+
+
+def test_the_devices_of_a_run_are_kept_on_resume(tmp_path, monkeypatch, capsys):
+    stop_after(monkeypatch, 2)
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--config.devices=4")
+    monkeypatch.undo()
+    train(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["devices"] == 4
+    assert capsys.readouterr().out.count("devices: 4 cpu") == 2
+
+
+def test_a_changed_config_is_refused_with_both_values(unbroken, capsys):
+    with pytest.raises(UsageError, match=r"method.temperature: 0\.\d+ -> 0.77; .*another --workdir"):
+        train(unbroken, "--config.method.temperature=0.77")
+    train(unbroken, "--config.log_every=3", "--config.checkpoint.keep=5")  # these change no number
+    train(unbroken, "--config.steps=7", "--allow_config_change")
+    assert "changed on resume, as allowed: steps: 6 -> 7" in capsys.readouterr().out
+    train(unbroken, "--config.steps=6", "--allow_config_change")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    with pytest.raises(UsageError, match=r"not finite, stopped unsaved; last good checkpoint: none; try a lower"):
+        train(tmp_path, "--config.optim.lr=1e38", "--config.optim.momentum=0.99", "--config.checkpoint.every=100")
+    assert Checkpoints(tmp_path / "checkpoints", writable=False).steps() == []
+
+
+WRONG = {
+    "--config.bacth=3": "the config has no field 'bacth'; did you mean 'batch'",
+    "--config.batch=1e3": "--config.batch=1e3: invalid literal for int",
+    "--config.batch=0": "config.batch=0, wanted at least 1",
+    "--config.batch=60 --config.devices=8": "config.batch=60 does not divide over 8 devices x 1 micro-batches; take 56 or 64",
+    "--config.batch=64 --config.microbatches=5": "does not split into config.microbatches=5",
+    "--config.batch=4096": "1297 examples, fewer than a global batch of 4096",
+    "--config.devices=9": "config.devices=9, but there are 8",
+    "--config.method.name=simlcr": "there is no 'simlcr'; did you mean 'simclr'?",
+    "--config.method.temperature=0": "temperature=0.0, wanted a number above 0",
+    "--config.nets.backbone.bn=globl": "globl",
+    "--config.optim.name=lasr": "wanted one of lars_simclr",
+    "--config.data.split=tset": "tset",
+    "--config.mesh.data=3": "does not fit",
+    "--config.steps=-1": "config.steps=-1",
+    "--wrokdir=x": "unknown flag; did you mean 'workdir'?",
+    "stray": "'stray' is no flag",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(given, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    monkeypatch.setattr("sys.argv", ["train", f"--config={ROOT}/configs/simclr_digits.py", f"--workdir={workdir}",
+                                     *SMALL, *given.split()])
+    with pytest.raises(SystemExit) as stopped:
+        command(main)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and WRONG[given] in err
+    assert not workdir.exists()
+
+
+def test_config_files_are_refused_in_one_line(tmp_path):
+    def refusal(text, arg=""):
+        (tmp_path / "c.py").write_text(text)
+        with pytest.raises(UsageError) as e:
+            configs.parse(["train", f"--config={tmp_path}/c.py{arg}"])
+        assert "\n" not in str(e.value)
+        return str(e.value)
+    head = "from simclr_jax.config import base\ndef get_config():\n  c = base()\n"
+    assert "line 4" in refusal(head + "  c.bacth = 3\n  return c") and "bacth" in refusal(head + "  c.bacth = 3\n  return c")
+    assert "float" in refusal(head + "  c.batch = 2.5\n  return c") or "int" in refusal(head + "  c.batch = 2.5\n  return c")
+    assert "no function get_config" in refusal("x = 1")
+    assert "takes no variant" in refusal(head + "  return c", ":batch=3")
+    assert "SyntaxError" in refusal("def get_config(:")
+    with pytest.raises(UsageError, match="there is no file configs/simclr_digit.py; did you mean 'configs/simclr_digits.py'"):
+        configs.parse(["train", "--config=configs/simclr_digit.py"])
+    with pytest.raises(UsageError, match="no --config given"):
+        configs.parse(["train"])
+    with pytest.raises(UsageError, match="unknown variant 'bacth'; did you mean 'batch'"):
+        configs.parse(["train", f"--config={ROOT}/configs/simclr_imagenet.py:bacth=3"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_every_config_is_complete(path):
+    config, _ = configs.parse(["train", f"--config={path}"])
+    configs.check(config)
+    assert configs.plain(configs.from_plain(configs.plain(config))) == configs.plain(config)
+    assert len(config.augment.views) == 2 and len(config.augment.eval) >= 1
+    text = path.read_text().split('"""')[1]
+    assert "python -m simclr_jax.train" in text and "Hardware" in text and "Expected" in text
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        train(tmp_path / "file" / "run")
+    with pytest.raises(UsageError, match="no --workdir given"):
+        main(["train", f"--config={ROOT}/configs/simclr_digits.py", *SMALL])
