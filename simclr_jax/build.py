@@ -1,4 +1,6 @@
 """From a config to the pieces of a run. Only the commands (`__main__` files) use this."""
+import functools
+import json
 import os
 
 import jax
@@ -17,11 +19,14 @@ def method(config, *, axis: str | None) -> Method:
 
 
 def source(config, split: str | None = None):
-    """The data source of the config; `split` in place of its own."""
-    spec = dict(config.data)
-    if split is not None:
-        spec["split"] = split
-    return names.make("data.sources", spec)
+    """The data source of the config; `split` in place of its own. The same one every time, for what it keeps."""
+    spec = config.data.to_dict() | ({} if split is None else {"split": split})
+    return _source(json.dumps(spec, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _source(spec: str):
+    return names.make("data.sources", json.loads(spec))
 
 
 def steps(config, examples: int) -> int:

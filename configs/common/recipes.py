@@ -75,7 +75,7 @@ def digits(size: int = 8) -> tuple:
     """
     view = (
         ("resize", dict(size=size, method="bilinear")),
-        ("affine", dict(degrees=15.0, translate=0.1, scale=(0.8, 1.2), shear=10.0)),
+        ("affine", dict(degrees=25.0, translate=0.15, scale=(0.75, 1.25), shear=15.0)),
         ("intensity", dict(contrast=(0.6, 1.4), brightness=(-0.1, 0.1))),
     )
     return (view,) * 2

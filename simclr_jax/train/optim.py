@@ -68,8 +68,8 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
     Raises:
       UsageError: an unknown name, a rule that is no (regex, value) pair or no regex.
     """
-    for rule_set, rules in (("decay", decay), ("adapt", adapt), ("rates", rates),
-                            ("freeze", tuple((r, 0.0) for r in freeze))):
+    frozen = tuple((r, 0.0) for r in freeze)
+    for rule_set, rules in (("decay", decay), ("adapt", adapt), ("rates", rates), ("freeze", frozen)):
         _check(rule_set, rules)
     top = peak(lr, batch, scaling)
     warmup = int(round(warmup_epochs * examples // batch))
@@ -79,8 +79,6 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
         rate = warmup_cosine(top, warmup, steps, top)
     else:
         raise UsageError(f"config.optim.schedule={schedule!r}, wanted 'cosine' or 'constant'")
-    step_rules = rates + tuple((r, 1.0) for r in (".*",))
-    frozen = tuple((r, 0.0) for r in freeze) + step_rules  # a frozen parameter's update is times 0
 
     decayed = _decay(weight_decay, decay)
     adapted = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust, eps=0.0),
@@ -95,16 +93,16 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
     }
     if name not in chains:
         raise UsageError(f"config.optim.name={name!r}, wanted one of {', '.join(chains)}")
-    links = chains[name] + ((_scale(frozen),) if rates or freeze else ())
+    links = chains[name] + ((_scale((*frozen, *rates)),) if rates or freeze else ())
 
     def report(params):
         sets = [("weight decay", decay, lambda v: v == 0)] if weight_decay else []
         sets += [("layer adaptation", adapt, lambda v: v == 0)] if name.startswith("lars") else []
-        sets += [("rate of its own", rates, lambda v: True), ("frozen", tuple((r, 0.0) for r in freeze), lambda v: True)]
+        sets += [("rate of its own", rates, lambda v: True), ("frozen", frozen, lambda v: True)]
         lines = []
         for label, rules, chosen in sets:
             for regex, value in rules:
-                hit = [(n, p.size) for n, p in _named(params) if chosen(value) and _first(rules, n) == (regex, value)]
+                hit = [(n, p.size) for n, p in _named(params) if chosen(value) and _first(rules, n)[0] == regex]
                 if hit:
                     what = f"x{value:g}" if label.startswith("rate") else "not applied" if label != "frozen" else ""
                     lines.append(f"{label} {what}".strip() + f": {len(hit)} tensors, {sum(s for _, s in hit):,} "

@@ -1,0 +1,44 @@
+"""Small encoded sources, decoded once and kept: CIFAR and the like are then read at the speed of arrays."""
+import functools
+
+import numpy as np
+
+from simclr_jax.data.host_tf import tensorflow
+from simclr_jax.data.source import Source, of_arrays
+
+
+@functools.lru_cache(maxsize=8)
+def in_memory(source: Source) -> Source:
+    """The source with its images decoded into an array, if all are of one size and fit into `source.memory` bytes.
+
+    Otherwise the source itself. Unreadable examples keep their stand-ins.
+
+    Raises:
+      UsageError: more examples are unreadable than the source allows.
+    """
+    if source.shape is not None or not source.memory:
+        return source
+    tf = tensorflow()
+    plain = tf.autograph.experimental.do_not_convert
+    data = tf.data.Dataset.range(source.size).map(plain(source.read), tf.data.AUTOTUNE)
+    images = labels = index = None
+    try:
+        for i, example in enumerate(data.as_numpy_iterator()):
+            image = example["image"]
+            if images is None:
+                if image.nbytes * source.size > source.memory:
+                    return source
+                images = np.empty((source.size, *image.shape), np.uint8)
+                labels, index = np.empty((2, source.size), np.int64)
+            if image.shape != images.shape[1:]:
+                return source
+            images[i], labels[i], index[i] = image, example["label"], example["index"]
+    except tf.errors.OpError:
+        if getattr(source.problems, "error", None) is None:
+            raise
+        raise source.problems.error from None
+    arrays = of_arrays(images, labels, classes=source.classes, describe=source.describe)
+
+    def read(asked):
+        return {**arrays.read(asked), "index": tensorflow().gather(index, asked)}
+    return arrays._replace(read=read, problems=source.problems)

@@ -1,0 +1,154 @@
+"""What a data source is, and the two ways to make one: of arrays, and of encoded images that may be damaged."""
+import threading
+from typing import Callable, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from simclr_jax.data.decode import decode
+from simclr_jax.data.host_tf import tensorflow
+from simclr_jax.errors import UsageError
+
+
+class Source(NamedTuple):
+    """Random access to the examples of one split; `sources/<name>.py` each have a `make` that returns one.
+
+    `read` is called while a tf.data graph is built. It returns {"image": u8[H,W,3], "label": i64[], -1 for none,
+    "index": i64[]}, where "index" differs from the one asked for only if that example is unreadable: it is then the
+    one whose image and label stand in.
+    """
+
+    size: int
+    read: Callable  # i64[] tensor -> dict of tensors; if `shape` is known also i64[n] -> dict of tensors with n rows
+    shape: tuple[int, int] | None  # (H, W) if every image has it at no cost
+    classes: tuple[str, ...]
+    describe: str  # one line
+    problems: Callable  # () -> list[str]: "path: reason" of each example found unreadable so far
+    memory: int = 0  # bytes that the decoded images may take, if they are worth keeping; see `memory.in_memory`
+
+
+class Problems:
+    """The unreadable examples of a source: counted, named, and tolerated up to a limit. Shared by reader threads.
+
+    Up to ceil(max_bad * size) are tolerated: one in a small source, none if max_bad is 0.
+    """
+
+    def __init__(self, size: int, max_bad: float, describe: str):
+        if not 0 <= max_bad <= 1:
+            raise UsageError(f"max_bad={max_bad} is a fraction of the examples; wanted 0 <= max_bad <= 1")
+        self.error = None  # the UsageError that stopped the reading; TensorFlow would make a text of it on the way
+        self._limit = min(int(np.ceil(round(max_bad * size, 6))), size - 1)
+        self._size, self._max_bad, self._describe = size, max_bad, describe
+        self._lock, self._found = threading.Lock(), {}
+
+    def __call__(self) -> list[str]:
+        with self._lock:
+            return [text for _, text in sorted(self._found.items())]
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._found
+
+    def add(self, index: int, text: str) -> None:
+        """Counts an example once. Raises UsageError above the limit."""
+        with self._lock:
+            self._found[index] = text
+            if len(self._found) > self._limit:
+                worst = "; ".join(text for _, text in sorted(self._found.items())[:5])
+                self.error = UsageError(
+                    f"{self._describe}: {len(self._found)} images cannot be read, and max_bad={self._max_bad} allows "
+                    f"{self._limit} of {self._size}: {worst}; mend or remove them, or raise max_bad")
+                raise self.error
+
+    def stop(self, text: str):
+        """Gives up at once, for what no other example can stand in for. Raises UsageError."""
+        self.error = UsageError(f"{self._describe}: {text}")
+        raise self.error
+
+
+def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
+    """A source of images in memory (or in a `np.memmap`).
+
+    Args:
+      images: u8[n,H,W,3], or grey u8[n,H,W] or u8[n,H,W,1].
+      labels: integers [n], or None.
+      classes: names of the labels.
+      describe: one line for the log.
+
+    Raises:
+      UsageError: no images, another type or shape, or a different number of labels.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise UsageError(f"{describe}: images are {images.dtype}{list(images.shape)}; wanted uint8[n,H,W,3], "
+                         "uint8[n,H,W,1] or uint8[n,H,W] with values 0..255")
+    labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
+        raise UsageError(f"{describe}: labels are {labels.dtype}{list(labels.shape)}; wanted integers [{len(images)}], "
+                         "one for each image")
+    if not len(images):
+        raise UsageError(f"{describe}: there are no images in it")
+
+    def rows(index):
+        picked = images[index]
+        if images.ndim == 3:
+            picked = picked[..., None]
+        return np.ascontiguousarray(np.broadcast_to(picked, (*picked.shape[:-1], 3))), labels[index].astype(np.int64)
+
+    def read(index):
+        tf = tensorflow()
+        image, label = tf.numpy_function(rows, [index], [tf.uint8, tf.int64], stateful=False)
+        image.set_shape([*index.shape, *images.shape[1:3], 3])
+        label.set_shape(index.shape)
+        return {"image": image, "label": label, "index": index}
+
+    return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [])
+
+
+def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, classes=(), describe: str,
+               memory: float = 0.0) -> Source:
+    """A source of image files, of whatever sizes. For an unreadable one the next readable index stands in.
+
+    Which one stands in depends on the files alone, and the keys of the row stay those of the index asked for, so a
+    run is the same whoever meets the bad file first.
+
+    Args:
+      size: number of examples.
+      fetch: graph function, i64[] -> (string[] or other tensor that `load` understands, label i64[]).
+      where: index -> the name of the example in messages.
+      load: Python function, what `fetch` gave -> bytes of the image file. OSError means an unreadable example.
+      memory: GiB that the decoded images may take; 0: never kept.
+    """
+    def image_or_none(index, data):
+        index = int(index)
+        if index not in problems:
+            try:
+                return decode(load(data)), np.True_
+            except (ValueError, OSError) as e:
+                reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
+                problems.add(index, f"{where(index)}: {' '.join(reason.split())}")
+        return np.zeros([0, 0, 3], np.uint8), np.False_
+
+    def read(index):
+        tf = tensorflow()
+
+        def attempt(index):
+            data, label = fetch(index)
+            image, good = tf.numpy_function(image_or_none, [index, data], [tf.uint8, tf.bool])
+            image.set_shape([None, None, 3])
+            good.set_shape([])
+            return {"image": image, "label": label, "index": index}, good
+
+        def following(example, good):
+            return attempt((example["index"] + 1) % size)
+
+        # Ends, because Problems tolerates fewer bad examples than there are.
+        return tf.while_loop(lambda example, good: ~good, following, attempt(index))[0]
+
+    return Source(size, read, None, tuple(classes), describe, problems, int(memory * 2**30))
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file, local or remote. Raises OSError."""
+    if "://" in path:
+        return epath.Path(path).read_bytes()
+    with open(path, "rb") as f:
+        return f.read()

@@ -1,0 +1,128 @@
+"""Image data sets of TensorFlow Datasets, on disk or gs://, by name, with random access.
+
+A set that is prepared is read by what its files say, and no builder code is run. One that is not is downloaded and
+prepared first, as `tfds build` does it.
+"""
+import numpy as np
+from etils import epath
+
+from simclr_jax.data.host_tf import tensorflow
+from simclr_jax.data.sources import _tfrecord
+from simclr_jax.data.source import Problems, Source, of_encoded
+from simclr_jax.errors import UsageError
+from simclr_jax.names import near
+
+
+def make(*, dataset: str, split: str = "train", data_dir: str | None = None, image_key: str = "image",
+         label_key: str | None = "label", max_bad: float = 0.01, memory: float = 1.0,
+         download: bool = True) -> Source:
+    """A split of a TFDS data set.
+
+    array_record files are random access by nature. TFRecord files get an index of their records' places, made once;
+    see `_tfrecord.index`.
+
+    Args:
+      dataset: its name, with config and version where needed: "cifar10", "imagenet2012:5.1.0", "food101".
+      split: any expression of TFDS's slicing: "train", "train[:90%]", "train+validation", "test[100:200]".
+      data_dir: where it was prepared; None: TFDS's default, `~/tensorflow_datasets` or `$TFDS_DATA_DIR`.
+      image_key: the image feature.
+      label_key: the integer label feature; None: no labels are wanted, or there are none.
+      max_bad: the fraction of examples that may be unreadable before the run stops; see `Problems`.
+      download: whether a set that is not prepared may be downloaded and prepared.
+      memory: GiB for the decoded images, which are kept if all are of one size and fit; 0: decode in every epoch.
+
+    Raises:
+      UsageError: not prepared there, no such split or feature, a file format without random access, damaged files.
+    """
+    tf = tensorflow()
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UsageError("tfds: tensorflow-datasets is not installed; pip install tensorflow-datasets") from None
+    builder = _prepared(tfds, dataset, data_dir, download)
+    try:
+        info = builder.info.splits[split]
+    except (KeyError, ValueError, AssertionError) as e:  # an unknown name, or a slice that does not parse
+        raise UsageError(f"tfds: {dataset} has no split {split!r} ({' '.join(str(e).split())[:120]}); "
+                         f"there are: {', '.join(sorted(builder.info.splits))}, and slices such as 'train[:90%]'"
+                         ) from None
+    features, classes = _features(tfds, builder, dataset, image_key, label_key)
+    describe = f"tfds {builder.info.full_name} ({split}): {info.num_examples} images, {len(classes)} classes"
+    if not info.num_examples:
+        raise UsageError(f"{describe}: the split is empty")
+    problems = Problems(info.num_examples, max_bad, describe)
+    record = _records(builder, dataset, info.file_instructions)
+
+    def read_record(index):
+        try:
+            return record(int(index))
+        except (OSError, ValueError, RuntimeError, tf.errors.OpError) as e:
+            problems.stop(f"example {index} cannot be read: {' '.join(str(e).split())[:300]}; prepare it again")
+
+    def fetch(index):
+        serialized = tf.numpy_function(read_record, [index], tf.string)
+        serialized.set_shape([])
+        example = features.deserialize_example(serialized, decoders={image_key: tfds.decode.SkipDecoding()})
+        label = tf.cast(example[label_key], tf.int64) if label_key else tf.constant(-1, tf.int64)
+        return example[image_key], label
+
+    return of_encoded(info.num_examples, fetch, lambda i: f"{dataset} {split}[{i}]", problems,
+                      classes=classes, describe=describe, memory=memory)
+
+
+def _prepared(tfds, dataset, data_dir, download):
+    where = data_dir or "~/tensorflow_datasets ($TFDS_DATA_DIR)"
+    name = dataset.split("/")[0].split(":")[0]
+    try:
+        return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+    except Exception as e:  # TFDS raises many kinds: unknown, not prepared, unparsable name, unreadable metadata
+        reason = type(e).__name__
+    known = tfds.list_builders(with_community_datasets=False)
+    if name not in known:
+        guess = near(name, known)
+        raise UsageError(f"tfds: {dataset!r} is not prepared in {where} ({reason}); TFDS itself knows no {name!r}"
+                         + (guess if len(guess) < 200 else ""))
+    command = f"tfds build {dataset}" + (f" --data_dir={data_dir}" if data_dir else "")
+    if download:
+        print(f"tfds: {dataset} is not prepared in {where}: downloading and preparing it, once "
+              "(--config.data.download=false to refuse instead)", flush=True)
+        try:
+            tfds.builder(dataset, data_dir=data_dir).download_and_prepare()
+            return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+        except Exception as e:  # no network, no room, or a set whose files one has to ask its owners for
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    raise UsageError(f"tfds: {dataset!r} is not prepared in {where} ({reason}); "
+                     f"run `{command}` on a machine with network access")
+
+
+def _features(tfds, builder, dataset, image_key, label_key):
+    """The connector that parses the two features and no other, and the class names."""
+    there = builder.info.features
+    images = [k for k, v in there.items() if isinstance(v, tfds.features.Image)]
+    if image_key not in images:
+        raise UsageError(f"tfds: {dataset} has no image feature {image_key!r}{near(image_key, images)}")
+    wanted = {image_key: there[image_key]}
+    classes = ()
+    if label_key is not None:
+        labels = [k for k, v in there.items() if v.shape == () and np.issubdtype(v.np_dtype, np.integer)]
+        if label_key not in labels:
+            raise UsageError(f"tfds: {dataset} has no integer feature {label_key!r}{near(label_key, labels)}; "
+                             "label_key=None for none")
+        wanted[label_key] = there[label_key]
+        classes = tuple(getattr(there[label_key], "names", None) or ())
+    return tfds.features.FeaturesDict(wanted), classes
+
+
+def _records(builder, dataset, instructions):
+    """index -> the bytes of a record, from any thread."""
+    kind = builder.info.file_format.value
+    if kind == "tfrecord":
+        return _tfrecord.index(epath.Path(builder.data_path), instructions)
+    if kind == "array_record":
+        try:
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+        except ImportError:
+            raise UsageError(f"tfds: {dataset} is in array_record files; pip install array_record") from None
+        return ArrayRecordDataSource(instructions).__getitem__
+    raise UsageError(f"tfds: {dataset} is in {kind} files, which have no random access here; prepare it with "
+                     f"`tfds build {dataset} --file_format=array_record`")

@@ -1,0 +1,102 @@
+"""Two real processes on one machine against one: the same examples, the same losses, one workdir."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from simclr_jax.train.log import read_rows
+from test_command import SMALL, numbers, train
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f"--config={ROOT}/configs/simclr_digits.py"
+
+
+def launch(workdir, *more, wait=60):
+    """launch/local.sh with two processes; returns (exit code, output). Killed after `wait` seconds."""
+    return finish(start(workdir, *more), wait)
+
+
+def start(workdir, *more):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHON": sys.executable}
+    return subprocess.Popen([ROOT / "launch/local.sh", "2", CONFIG, f"--workdir={workdir}", *SMALL, *more],
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)
+
+
+def finish(job, wait):
+    try:
+        return job, job.communicate(timeout=wait)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        pytest.fail(f"two processes did not end within {wait} s:\n{job.communicate()[0]}")
+
+
+def test_two_processes_train_as_one(tmp_path):
+    train(tmp_path / "one")
+    job, output = launch(tmp_path / "two", "--config.nets.backbone.bn=global")
+    assert job.returncode == 0, output
+    assert "mesh data 2, 2 process(es)" in output
+    for got, want in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-4)
+        np.testing.assert_allclose(got["train/update_norm"], want["train/update_norm"], rtol=1e-3)
+    # What two processes wrote, one goes on with, and the other way round.
+    train(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["batch"] == 64
+
+
+@pytest.mark.slow
+def test_sigterm_saves_a_common_step_and_the_same_command_goes_on(tmp_path):
+    job = start(tmp_path, "--config.steps=100000", "--config.checkpoint.every=100000")
+    deadline = time.time() + 60
+    while time.time() < deadline and len(read_rows(tmp_path / "metrics.jsonl")) < 5:
+        time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    asked = time.time()
+    job, output = finish(job, 30)
+    assert job.returncode == 75, output
+    assert time.time() - asked < 20
+    step = read_rows(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert f"stopped at step {step}, saved" in output
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
+
+
+def test_processes_with_a_directory_each_are_refused(tmp_path):
+    """A relative workdir in two working directories stands for two machines without a shared disk."""
+    port = subprocess.run([sys.executable, "-c", "import socket; s = socket.socket(); s.bind(('localhost', 0)); "
+                           "print(s.getsockname()[1])"], capture_output=True, text=True).stdout.strip()
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    jobs = []
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        jobs.append(subprocess.Popen(
+            [sys.executable, "-m", "simclr_jax.train", CONFIG, "--workdir=run", *SMALL, f"--coordinator=localhost:{port}",
+             "--processes=2", f"--process={i}"], cwd=tmp_path / str(i), env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True))
+    outputs = []
+    for job in jobs:
+        try:
+            outputs.append(job.communicate(timeout=60))
+        except subprocess.TimeoutExpired:
+            [j.kill() for j in jobs]
+            pytest.fail("the processes hang")
+    for i, (job, (out, err)) in enumerate(zip(jobs, outputs)):
+        assert job.returncode == 2, err
+        assert "not one place for all processes: process 1 on" in err
+    assert not (tmp_path / "0" / "run" / "checkpoints" / "0").exists()
+
+
+def test_dry_run_prints_what_would_run():
+    ran = subprocess.run([ROOT / "launch/local.sh", "2", "--dry-run", CONFIG, "--workdir=x y"], capture_output=True,
+                         text=True, env=os.environ | {"PYTHON": "py", "PORT": "1234"})
+    lines = ran.stdout.splitlines()
+    assert ran.returncode == 0 and len(lines) == 2
+    assert lines[1].split() == ["py", "-m", "simclr_jax.train", CONFIG, "--workdir=x\\", "y", "--coordinator=localhost:1234",
+                                "--processes=2", "--process=1"]
+    ran = subprocess.run([ROOT / "launch/local.sh", "two"], capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stderr.startswith("error: got 'two' for the number of processes")
