@@ -6,6 +6,7 @@ import time
 
 import jax
 import numpy as np
+from etils import epath
 
 from simclr_jax import build, config as configs, data, dist, watch
 from simclr_jax.errors import UsageError
@@ -33,33 +34,39 @@ def main(argv: list[str]) -> None:
     build.start_devices(build.cpu_devices(config))
     start = time.perf_counter()
 
-    train, test = (build.source(config, config.evals[part]) for part in ("train", "test"))
-    if not (train.classes and test.classes):
-        raise UsageError(f"{train.describe}: kNN and the linear probe need labels; give class sub-folders, or look at "
-                         f"{flags['workdir']}/images")
+    train = build.source(config, config.evals.train)
+    test = build.source(config, config.evals.test) if train.classes else None
     method = build.method(config, axis=None)
     step, state, first = _states(config, method, flags["workdir"], train.size, best=flags["best"])
+    workdir = epath.Path(flags["workdir"])
+    if test is None:
+        print(f"{train.describe}: without labels (class sub-folders) there is nothing to score; drawing its features")
+        embed, multiple = build.embedder(method, state.params, state.extra)
+        x, y = watch.features(config, embed, multiple, split=config.evals.train)
+        made = _pictures(workdir, config, (x, y, x, y), train, title="training images", skip=1)
+        print(f"pictures: {_list(made)}  ({time.perf_counter() - start:.0f} s)")
+        return
     kinds = {config.method.name: _features(config, method, state)}
     if flags["baselines"]:
         kinds["random_init"] = _features(config, method, first)
         kinds["pixels"] = _pixels(config)
     records = score.score(kinds, step=step, evals=names, labels_per_class=_possible(counts, kinds), draws=flags["draws"],
                           seed=flags["seed"], setting=setting, protocol=flags["protocol"])
-    from etils import epath
-    workdir = epath.Path(flags["workdir"])
     path = workdir / "evals.json"
     table.merge(records, path)
     print(table.text(records))
     made = _pictures(workdir, config, kinds[config.method.name], test) if flags["pictures"] else []
-    print(f"numbers: {path}  pictures: {', '.join(str(p) for p in made if p) or 'none'}  "
-          f"({time.perf_counter() - start:.0f} s)")
+    print(f"numbers: {path}\npictures: {_list(made)}  ({time.perf_counter() - start:.0f} s)")
+
+
+def _list(paths):
+    return ", ".join(str(p) for p in paths if p) or "none"
 
 
 def _states(config, method, workdir, examples, *, best):
     """(step, the state there, the state before training)."""
     from simclr_jax.train.checkpoint import Checkpoints
     from simclr_jax.train.state import init_state
-    from etils import epath
     mesh = dist.make_mesh({dist.DATA: 1}, jax.local_devices()[:1])
     optimiser = build.optimiser(config, examples)
     rows = next(data.batches(build.source(config), config.augment.views, batch=config.batch, seed=config.seed))
@@ -89,24 +96,26 @@ def _pixels(config, side: int = 32):
     return (*parts[0], *parts[1])
 
 
-def _pictures(workdir, config, features, test):
+def _pictures(workdir, config, features, source, *, title="test images it has never seen", skip=0):
+    """Embedding, neighbours and loss curve. `skip`: how many nearest ones to pass over (1 where a query finds itself)."""
     train_x, train_y, test_x, test_y = features
-    made = [watch.picture(workdir, "embedding.png", pictures.embedding, test_x, test_y, classes=test.classes,
-                          method="tsne" if len(test_x) <= 2000 else "pca",
-                          title=f"{config.method.name}: test images it has never seen")]
-    queries = np.linspace(0, len(test_x) - 1, 6).astype(int)
-    index, similarity = knn.neighbours(train_x, test_x[queries], k=8)
-    shown, asked = _images(config, "train", np.ravel(index)), _images(config, "test", queries)
+    made = [watch.picture(workdir, "embedding.png", pictures.embedding, test_x, test_y, classes=source.classes,
+                          method="tsne" if 50 <= len(test_x) <= 2000 else "pca", title=f"{config.method.name}: {title}")]
+    queries = np.unique(np.linspace(0, len(test_x) - 1, 6).astype(int))
+    index, similarity = knn.neighbours(train_x, test_x[queries], k=8 + skip)
+    index, similarity = index[:, skip:], similarity[:, skip:]
+    shown = _images(config, config.evals.train, np.ravel(index))
+    asked = _images(config, config.evals.train if skip else config.evals.test, queries)
+    labels = {} if test_y.min() < 0 else dict(labels=train_y[np.ravel(index)], query_labels=test_y[queries])
     made.append(watch.picture(workdir, "neighbours.png", pictures.neighbours, shown,
-                              np.arange(index.size).reshape(index.shape), asked, labels=train_y[np.ravel(index)],
-                              query_labels=test_y[queries], similarity=similarity))
+                              np.arange(index.size).reshape(index.shape), asked, similarity=similarity, **labels))
     if (workdir / "metrics.jsonl").exists():
         made.append(watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl"))
     return made
 
 
-def _images(config, part, indices):
-    source = data.subset(build.source(config, config.evals[part]), indices)
+def _images(config, split, indices):
+    source = data.subset(build.source(config, split), indices)
     return np.concatenate([b["image"] for b in data.examples(source, config.augment.eval, batch=64)])
 
 

@@ -60,10 +60,15 @@ def assert_gradients(got, want, ratio=1e-4, cosine=0.99999):
     assert got @ want / norms[0] / norms[1] > cosine
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 8])
-@pytest.mark.parametrize("options", [{}, {"block": 8}, {"block": 5}, {"comm": "ring"}, {"comm": "ring", "block": 3}],
+# All of them by `make test-all`; each device count, way to meet and tiling at least once by `make test`.
+FULL = [(n, options) for n in (1, 2, 4, 8) for options in
+        ({}, {"block": 8}, {"block": 5}, {"comm": "ring"}, {"comm": "ring", "block": 3})]
+COVER = [(1, {}), (1, {"block": 5}), (2, {"comm": "ring"}), (4, {"block": 8}), (4, {"comm": "ring", "block": 3}), (8, {})]
+
+
+@pytest.mark.parametrize("n, options", [pytest.param(*c, marks=() if c in COVER else pytest.mark.slow) for c in FULL],
                          ids=str)
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("temperature", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_equals_the_reference_on_any_number_of_devices(n, options, temperature):
     z = views(16, 12)
     loss, *gradients = on_devices(n, temperature=temperature, **options)(*z)
