@@ -14,8 +14,9 @@ shift
 dry=false
 if [[ ${1:-} == --dry-run ]]; then dry=true; shift; fi
 
-cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+root=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-$root/.venv/bin/python}
 [[ -x $python || -n ${PYTHON:-} ]] || python=python3
 # Port 0 is asked of the kernel once and handed on; PORT overrides.
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}
@@ -33,17 +34,17 @@ for ((i = 0; i < n; i++)); do
 done
 $dry && exit 0
 
-# A signal to this script is one to every process. The status is that of the first process that failed.
-asked=false
-trap 'asked=true; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+# A signal to this script is one to every process; the first process that fails ends the others. The status is that of
+# the first failure.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 status=0
-for pid in "${pids[@]}"; do
+while [[ -n $(jobs -rp) ]]; do
   code=0
-  wait "$pid" || code=$?
-  if $asked && kill -0 "$pid" 2>/dev/null; then  # the trap cut the wait short
-    code=0
-    wait "$pid" || code=$?
+  wait -n || code=$?
+  # A trapped signal cuts the wait short with 128 + its number while the processes still run.
+  if ((code != 0 && status == 0)) && ! { ((code > 128)) && [[ $(jobs -rp | wc -l) -eq $n ]]; }; then
+    status=$code
+    kill -TERM $(jobs -rp) 2>/dev/null || true
   fi
-  ((status != 0)) || status=$code
 done
 exit "$status"

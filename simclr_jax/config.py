@@ -6,6 +6,7 @@ A config file has `get_config(arg="")` and returns `base()` with its own values 
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import sys
 
@@ -86,18 +87,16 @@ def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
     given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     if not given and "--help" not in argv:
         raise UsageError("no --config given; wanted --config=FILE[:VARIANT], as in --config=configs/simclr_digits.py")
-    config = fill(load(given[-1])) if given else None
     rest = [a for a in argv if not a.startswith("--config=")]
+    config = fill(_rename(load(given[-1]), rest)) if given else None
     known = set(_fields(config)) if given else set()
     for a in rest[1:]:
         field = a.removeprefix("--config.").split("=")[0].split("[")[0]
         if a.startswith("--config.") and field not in known:
             raise UsageError(f"{a}: the config has no field {field!r}{near(field, known)}")
     values = flags.FlagValues()
-    if given:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
-    chosen = _parse(rest, values, {"config": "FILE[:VARIANT]", "config.FIELD": "VALUE"}, options)
-    return fill(values.config), chosen  # filled once more: an override may have named another factory
+    chosen = _parse(rest, values, {"config": "FILE[:VARIANT]", "config.FIELD": "VALUE"}, options, config)
+    return fill(values.config), chosen
 
 
 def options(argv: list[str], **options) -> dict:
@@ -105,7 +104,20 @@ def options(argv: list[str], **options) -> dict:
     return _parse(argv, flags.FlagValues(), {}, options)
 
 
-def _parse(argv, values, others, options):
+def _rename(config, argv):
+    """Applies `--config.SECTION.name=NEW` before the rest, keeping those of the section's keys that NEW takes too."""
+    rooms = {"method": "methods", "data": "data.sources"} | {f"nets.{role}": "nets" for role in config.get("nets", {})}
+    for a in argv:
+        section, equals, name = a.removeprefix("--config.").partition(".name=")
+        if a.startswith("--config.") and equals and section in rooms:
+            parent, _, last = section.rpartition(".")
+            parent = config[parent] if parent else config
+            takes = names.parameters(names.factory(rooms[section], name))
+            parent[last] = ConfigDict({**{k: v for k, v in parent[last].items() if k in takes}, "name": name})
+    return config
+
+
+def _parse(argv, values, others, options, config=None):
     for name, default in options.items():
         define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(default)]
         define(name, default, "", flag_values=values)
@@ -123,8 +135,10 @@ def _parse(argv, values, others, options):
         if "=" not in a and not isinstance(options.get(name.removeprefix("no"), options.get(name)), bool):
             raise UsageError(f"{a}: no value given; flags are written --name=value")
     try:
+        if config is not None:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as e:
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
         raise UsageError(" ".join(str(e).split())[:300]) from e
     return {name: getattr(values, name) for name in options}
 
@@ -148,7 +162,10 @@ def load(given: str) -> ConfigDict:
         takes_arg = bool(inspect.signature(module.get_config).parameters)
         if arg and not takes_arg:
             raise UsageError(f"--config={given}: {path} takes no variant after the colon")
-        return module.get_config(arg) if takes_arg else module.get_config()
+        config = module.get_config(arg) if takes_arg else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise UsageError(f"--config={given}: get_config returned {type(config).__name__}, wanted the config of base()")
+        return config
     except UsageError:
         raise
     except Exception as e:
@@ -167,16 +184,23 @@ def fill(config: ConfigDict) -> ConfigDict:
                          f"the config has an unknown field {unknown[0]!r}{near(unknown[0], base())}")
     config = ConfigDict(config.to_dict())
 
-    def filled(spec, function, given=()):
-        defaults = names.defaults(function, given)
-        return ConfigDict({**defaults, **dict(spec)})
+    def filled(field, spec, room, given=()):
+        if not isinstance(spec, ConfigDict):
+            raise UsageError(f"config.{field}={spec!r}, wanted dict(name=..., ...)")
+        function = optim.make if room is None else names.factory(room, spec.get("name"))
+        return ConfigDict(names.floats(function, {**names.defaults(function, given), **dict(spec)}))
 
-    config.method = filled(config.method, names.factory("methods", config.method.get("name")))
+    config.method = filled("method", config.method, "methods")
     for role in config.nets:
-        config.nets[role] = filled(config.nets[role], names.factory("nets", config.nets[role].get("name")), ("axis",))
-    config.data = filled(config.data, names.factory("data.sources", config.data.get("name")))
-    config.optim = filled(config.optim, optim.make)
-    for section in ("checkpoint", "evals", "profile"):
+        config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis",))
+    config.data = filled("data", config.data, "data.sources")
+    config.optim = filled("optim", config.optim, None)
+    for key in {"root", "data_dir"} & set(config.data):  # a run is resumed and evaluated from any directory
+        if config.data[key] and "://" not in config.data[key]:
+            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
+    for section in ("augment", "checkpoint", "evals", "profile"):
+        if not isinstance(config[section], ConfigDict):
+            raise UsageError(f"config.{section}={config[section]!r}, wanted a dict")
         unknown = sorted(set(config[section]) - set(base()[section]))
         if unknown:
             raise UsageError(f"config.{section} has an unknown field {unknown[0]!r}{near(unknown[0], base()[section])}")
@@ -186,11 +210,11 @@ def fill(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """Refuses values that no run can have, before anything is built."""
-    for field in ("batch", "microbatches", "log_every"):
-        if config[field] < 1:
-            raise UsageError(f"config.{field}={config[field]}, wanted at least 1")
-    if config.steps < 0 or config.steps == 0 and config.epochs <= 0:
-        raise UsageError(f"config.steps={config.steps} and config.epochs={config.epochs}: set one of them above 0")
+    for field, least in (("batch", 2), ("microbatches", 1), ("log_every", 1), ("devices", 0), ("steps", 0), ("seed", 0)):
+        if config[field] < least:
+            raise UsageError(f"config.{field}={config[field]}, wanted at least {least}")
+    if config.steps == 0 and not 0 < config.epochs < float("inf"):
+        raise UsageError(f"config.steps=0 and config.epochs={config.epochs}: set one of them above 0")
     if config.batch % config.microbatches:
         raise UsageError(f"config.batch={config.batch} does not split into config.microbatches={config.microbatches}")
     if len(config.augment.views) < 2 and config.method.name == "simclr":
@@ -211,13 +235,16 @@ def plain(config) -> dict:
 
 
 def from_plain(fields: dict) -> ConfigDict:
-    """A config back from JSON. Lists stay lists: all that read them take either."""
-    return ConfigDict(fields)
+    """A config back from JSON, filled. Lists stay lists: all that read them take either."""
+    return fill(ConfigDict(fields))
 
 
 def changes(old: dict, new: dict) -> list[str]:
     """Fields that a resumed run may not change and that differ, each as "field: old -> new"."""
-    a, b = ({k: v for k, v in _fields(c).items() if k.split(".")[0] not in FREE} for c in (old, new))
+    bns = [net.get("bn", "global") for net in new["nets"].values()]
+    by_device = any(bn == "local" or bn.startswith("devices") for bn in bns)  # then the number of devices is mathematics
+    free = set(FREE) - ({"devices", "mesh"} if by_device else set())
+    a, b = ({k: v for k, v in _fields(c).items() if k.split(".")[0] not in free} for c in (old, new))
     return [f"{k}: {json.dumps(a.get(k))} -> {json.dumps(b.get(k))}" for k in sorted(a.keys() | b.keys())
             if a.get(k) != b.get(k)]
 

@@ -120,17 +120,18 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
       UsageError: only some were given, or the others did not come in time.
     """
     given = bool(coordinator), processes > 0, process >= 0
-    if any(given):
-        if not all(given):
-            raise UsageError("--coordinator, --processes and --process go together: all three or none, got "
-                             f"coordinator={coordinator!r} processes={processes} process={process}")
-        try:
+    if any(given) and not all(given):
+        raise UsageError("--coordinator, --processes and --process go together: all three or none, got "
+                         f"coordinator={coordinator!r} processes={processes} process={process}")
+    try:
+        if all(given):
             jax.distributed.initialize(coordinator, processes, process, initialization_timeout=120)
-        except (RuntimeError, ValueError) as e:
-            raise UsageError(f"process {process} of {processes} could not join {coordinator} within 120 s "
-                             f"({str(e).splitlines()[0][:120]}); check the address and that all processes run") from e
-    elif jax_job_detected():
-        jax.distributed.initialize()
+        elif jax_job_detected():
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as e:
+        who = f"process {process} of {processes} could not join {coordinator} within 120 s" if all(given) else (
+            "the job that the environment describes could not be joined")
+        raise UsageError(f"{who} ({str(e).splitlines()[0][:120]}); check the address and that all processes run") from e
 
 
 def jax_job_detected() -> bool:
@@ -138,6 +139,38 @@ def jax_job_detected() -> bool:
     from jax._src.clusters import ClusterEnv  # no public way to ask without joining
     return any(env.is_env_present() for env in ClusterEnv._cluster_types
                if not getattr(env, "opt_in_only_method", False))
+
+
+def refuse_together(problem: str) -> None:
+    """Raises on every process if any has a problem, so that none is left waiting for one that has gone.
+
+    Args:
+      problem: this process's, one line; empty if it has none.
+
+    Raises:
+      UsageError: this process's own problem, else the first that another has, with its number.
+    """
+    everyone = [problem]
+    if jax.process_count() > 1:
+        everyone = gather_text(problem)
+    for i, text in enumerate(everyone):
+        if problem or text:
+            raise UsageError(problem or f"process {i}: {text}")
+
+
+def of_lead(value: int) -> int:
+    """Process 0's number, on all processes."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+    return int(np.ravel(multihost_utils.process_allgather(np.int32(value)))[0])
+
+
+def gather_text(text: str, size: int = 400) -> list[str]:
+    """Each process's text, by process, cut to `size` bytes."""
+    from jax.experimental import multihost_utils
+    row = np.frombuffer(text.encode()[:size].ljust(size), np.uint8)
+    return [bytes(r).decode(errors="replace").strip() for r in np.asarray(multihost_utils.process_allgather(row))]
 
 
 def agree(value: str, what: str) -> None:

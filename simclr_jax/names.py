@@ -70,10 +70,25 @@ def call(function: Callable, spec: Mapping[str, Any], where: str, *args, **given
     return function(*args, **spec, **{k: v for k, v in given.items() if k in parameters})
 
 
+def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a factory, by name."""
+    return {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
 def defaults(function: Callable, given=()) -> dict[str, Any]:
-    """The keyword-only parameters of a factory that have a default, but for those the caller supplies."""
-    return {p.name: p.default for p in inspect.signature(function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name not in given}
+    """The parameters of a factory that have a default, but for those the caller supplies; "" for a text that has none.
+
+    So a text that must be given, such as a folder's path, is a field that a command line can set; its factory refuses "".
+    """
+    hints = typing.get_type_hints(function)
+    return {name: "" if p.default is p.empty else p.default for name, p in parameters(function).items()
+            if name not in given and (p.default is not p.empty or hints.get(name) is str)}
+
+
+def floats(function: Callable, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with whole numbers made floats where the factory wants floats, so that a flag may set a fraction."""
+    hints = typing.get_type_hints(function)
+    return {k: float(v) if hints.get(k) is float and type(v) is int else v for k, v in spec.items()}
 
 
 def near(key: str, choices) -> str:

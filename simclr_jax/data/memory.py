@@ -4,7 +4,7 @@ import functools
 import numpy as np
 
 from simclr_jax.data.host_tf import tensorflow
-from simclr_jax.data.source import Source, of_arrays
+from simclr_jax.data.source import Source, failed, of_arrays
 
 
 @functools.lru_cache(maxsize=8)
@@ -25,6 +25,8 @@ def in_memory(source: Source) -> Source:
     try:
         for i, example in enumerate(data.as_numpy_iterator()):
             image = example["image"]
+            if failed(source) is not None:
+                break
             if images is None:
                 if image.nbytes * source.size > source.memory:
                     return source
@@ -34,9 +36,10 @@ def in_memory(source: Source) -> Source:
                 return source
             images[i], labels[i], index[i] = image, example["label"], example["index"]
     except tf.errors.OpError:
-        if getattr(source.problems, "error", None) is None:
+        if failed(source) is None:
             raise
-        raise source.problems.error from None
+    if failed(source) is not None:
+        raise failed(source) from None
     arrays = of_arrays(images, labels, classes=source.classes, describe=source.describe)
 
     def read(asked):

@@ -13,7 +13,7 @@ import numpy as np
 from simclr_jax.data import order
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.memory import in_memory
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, failed
 from simclr_jax.errors import UsageError
 
 _AHEAD = 2  # batches made before they are asked for
@@ -127,6 +127,20 @@ def examples(source: Source, ops, *, batch: int, process: tuple[int, int] = (0, 
     return _iterate(data.batch(batch), source, workers)
 
 
+def check(source: Source, views, ops, *, batch: int, process: tuple[int, int] = (0, 1)) -> tuple[int, int]:
+    """Refuses what `batches` (with `views`) and `examples` (with `ops`) would, and reads nothing.
+
+    Returns:
+      (V, S): how many views an example has, and their side.
+    """
+    from simclr_jax.data import recipe
+
+    order.check(source.size, batch, process)
+    made = recipe.build_views(views)
+    recipe.build_eval(ops)
+    return made.count, made.size
+
+
 def _chunk(size, rows):
     """Rows that the batched ops work on at once: enough to spread their cost, few enough to stay in the cache.
 
@@ -153,17 +167,21 @@ def _iterate(data, source, workers):
     iterator = data.prefetch(_AHEAD).with_options(options).as_numpy_iterator()
 
     def generate():
-        while True:
-            try:
-                row = next(iterator)
-            except StopIteration:
-                return
-            except tf.errors.OpError:
-                error = getattr(source.problems, "error", None)
-                if error is None:
-                    raise
-                raise error from None
-            yield row
+        nonlocal iterator
+        try:
+            while True:
+                try:
+                    row = next(iterator, None)
+                except tf.errors.OpError:
+                    if failed(source) is None:
+                        raise
+                if failed(source) is not None:
+                    raise failed(source) from None
+                if row is None:
+                    return
+                yield row
+        finally:
+            iterator = None  # an error's traceback would keep it, and its threads, alive into Python's exit
 
     made = generate()
     _live.add(made)

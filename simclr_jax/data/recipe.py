@@ -141,9 +141,12 @@ def build_eval(ops: Sequence) -> Callable:
 
 
 def _numbers(row_keys, count: int, depth: int, most: int):
-    """The first `most` numbers of ops 0 to depth - 1 of each view: f32[n, count, depth, most], in three calls."""
+    """The first `most` numbers of ops 0 to depth - 1 of each view: f32[n, count, depth, most], in three calls.
+
+    Never empty: unbatching an empty tensor is a segmentation fault in TensorFlow 2.21.
+    """
     if not depth or not most:
-        return tf.zeros([tf.shape(row_keys)[0], count, depth, most])
+        return tf.zeros([tf.shape(row_keys)[0], count, max(depth, 1), max(most, 1)])
     keys = random.fold_in(row_keys[:, None], tf.range(count))
     keys = random.fold_in(keys[:, :, None], tf.range(depth))
     return random.uniform(keys, most)

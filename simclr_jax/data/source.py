@@ -1,5 +1,6 @@
 """What a data source is, and the two ways to make one: of arrays, and of encoded images that may be damaged."""
 import threading
+import zlib
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
     describe: str  # one line
     problems: Callable  # () -> list[str]: "path: reason" of each example found unreadable so far
+    digest: int = 0  # of what the source holds: a resumed run must find the same
     memory: int = 0  # bytes that the decoded images may take, if they are worth keeping; see `memory.in_memory`
 
 
@@ -36,7 +38,9 @@ class Problems:
     def __init__(self, size: int, max_bad: float, describe: str):
         if not 0 <= max_bad <= 1:
             raise UsageError(f"max_bad={max_bad} is a fraction of the examples; wanted 0 <= max_bad <= 1")
-        self.error = None  # the UsageError that stopped the reading; TensorFlow would make a text of it on the way
+        # What ends the reading. Kept for the consumer to raise: an exception in a function that TensorFlow calls from
+        # several threads takes the process down with a segmentation fault now and then (TensorFlow 2.21).
+        self.error = None
         self._limit = min(int(np.ceil(round(max_bad * size, 6))), size - 1)
         self._size, self._max_bad, self._describe = size, max_bad, describe
         self._lock, self._found = threading.Lock(), {}
@@ -49,7 +53,7 @@ class Problems:
         return index in self._found
 
     def add(self, index: int, text: str) -> None:
-        """Counts an example once. Raises UsageError above the limit."""
+        """Counts an example once. Above the limit, `error` is set."""
         with self._lock:
             self._found[index] = text
             if len(self._found) > self._limit:
@@ -57,12 +61,10 @@ class Problems:
                 self.error = UsageError(
                     f"{self._describe}: {len(self._found)} images cannot be read, and max_bad={self._max_bad} allows "
                     f"{self._limit} of {self._size}: {worst}; mend or remove them, or raise max_bad")
-                raise self.error
 
-    def stop(self, text: str):
-        """Gives up at once, for what no other example can stand in for. Raises UsageError."""
+    def stop(self, text: str) -> None:
+        """Gives up at once, for what no other example can stand in for."""
         self.error = UsageError(f"{self._describe}: {text}")
-        raise self.error
 
 
 def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
@@ -100,11 +102,12 @@ def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
         label.set_shape(index.shape)
         return {"image": image, "label": label, "index": index}
 
-    return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [])
+    digest = zlib.crc32(np.ascontiguousarray(images)) ^ zlib.crc32(np.ascontiguousarray(labels))
+    return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [], digest)
 
 
 def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, classes=(), describe: str,
-               memory: float = 0.0) -> Source:
+               identity: str, memory: float = 0.0) -> Source:
     """A source of image files, of whatever sizes. For an unreadable one the next readable index stands in.
 
     Which one stands in depends on the files alone, and the keys of the row stay those of the index asked for, so a
@@ -115,10 +118,13 @@ def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, class
       fetch: graph function, i64[] -> (string[] or other tensor that `load` understands, label i64[]).
       where: index -> the name of the example in messages.
       load: Python function, what `fetch` gave -> bytes of the image file. OSError means an unreadable example.
+      identity: a text that differs if the examples do, such as the list of files.
       memory: GiB that the decoded images may take; 0: never kept.
     """
     def image_or_none(index, data):
         index = int(index)
+        if problems.error:
+            return np.zeros([1, 1, 3], np.uint8), np.True_  # no one will see it; the search for a stand-in ends
         if index not in problems:
             try:
                 return decode(load(data)), np.True_
@@ -140,10 +146,16 @@ def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, class
         def following(example, good):
             return attempt((example["index"] + 1) % size)
 
-        # Ends, because Problems tolerates fewer bad examples than there are.
+        # Ends, because Problems tolerates fewer bad examples than there are, and reads no more after that.
         return tf.while_loop(lambda example, good: ~good, following, attempt(index))[0]
 
-    return Source(size, read, None, tuple(classes), describe, problems, int(memory * 2**30))
+    return Source(size, read, None, tuple(classes), describe, problems, zlib.crc32(identity.encode(errors="replace")),
+                  int(memory * 2**30))
+
+
+def failed(source: Source):
+    """The UsageError that ends the reading of a source, or None."""
+    return getattr(source.problems, "error", None)
 
 
 def read_file(path: str) -> bytes:

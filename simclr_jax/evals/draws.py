@@ -9,25 +9,25 @@ def holdout(labels: np.ndarray, *, fraction: float = 0.2, seed: int = 0) -> tupl
 
     Args:
       labels: i[n].
-      fraction: share of each class held out, rounded, but at least one and never all of a class.
+      fraction: share of each class held out, rounded, but at least one and never all of a class: a lone one is fitted on.
       seed: of the shuffle within each class.
 
     Returns:
       (fit i64[n_fit], val i64[n_val]): sorted positions, together every position once.
 
     Raises:
-      UsageError: a class with fewer than two examples.
+      UsageError: no class has two examples.
     """
     rng = np.random.default_rng([seed, 0])
     val = []
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
-        if len(members) < 2:
-            raise UsageError(f"class {c} has {len(members)} training example, wanted at least 2 (one to fit on, one to "
-                             "choose l2 on); drop the class or give more examples")
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         val.append(rng.permutation(members)[:count])
-    val = np.sort(np.concatenate(val))
+    val = np.sort(np.concatenate(val)).astype(np.int64)
+    if not len(val):
+        raise UsageError(f"no class has 2 of the {len(labels)} training examples (one to fit on, one to choose l2 on); "
+                         "give more examples")
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 

@@ -40,7 +40,7 @@ def path(x: np.ndarray, y: np.ndarray, *, classes: int, l2s: Sequence[float] = L
     z = x.astype(np.float64) - mean
     scale = np.sqrt(np.mean(z * z)) or 1.0
     z, basis, found = z / scale, None, {}
-    with _one_thread():
+    with _threads(z.size):
         if len(z) < z.shape[1]:
             left, singular, basis = np.linalg.svd(z, full_matrices=False)
             z = left * singular
@@ -73,8 +73,10 @@ def _objective(theta, z, target, l2):
     return loss, np.concatenate([z.T @ error + l2 * weight, error.sum(axis=0, keepdims=True)]).ravel()
 
 
-def _one_thread():
-    """BLAS on one thread: on products this small several wait for each other, 50 times longer on a busy machine."""
+def _threads(size: int):
+    """BLAS on one thread for small products: several wait for each other, 50 times longer on a busy machine."""
+    if size > 5_000_000:
+        return contextlib.nullcontext()
     try:
         import threadpoolctl  # comes with scikit-learn
     except ImportError:

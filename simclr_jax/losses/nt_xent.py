@@ -55,7 +55,9 @@ def nt_xent(z1, z2, *, temperature, normalize=True, axis=None, comm="gather", bl
 
     def meet(seen, keys, key_ids):
         """Takes candidates into what each row has seen so far: a running log-sum-exp and, if asked, the metrics."""
-        s = jnp.matmul(z, keys.T, preferred_element_type=wide) * scale  # [2b,D] x [D,n] -> [2b,n]
+        # "highest": accelerators round f32 products to fewer bits by default, and the positive below is exact.
+        s = jnp.matmul(z, keys.T, precision="highest",
+                       preferred_element_type=wide) * scale  # [2b,D] x [D,n] -> [2b,n]
         candidate = (ids[:, None] != key_ids) & (key_ids >= 0)
         masked = jnp.where(candidate, s, low)
         # The shift cancels in the log-sum-exp, so no gradient need flow through it.

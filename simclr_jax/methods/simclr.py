@@ -24,6 +24,8 @@ def make(nets, *, temperature: float = 0.1, loss_scale: float = 1.0, comm: str =
     """
     if missing := {"backbone", "projector"} - set(nets):
         raise UsageError(f"simclr needs nets 'backbone' and 'projector'; config.nets lacks {', '.join(sorted(missing))}")
+    if comm not in ("gather", "ring") or block < 0:
+        raise UsageError(f"config.method.comm={comm!r}, block={block}: wanted 'gather' or 'ring', and 0 or more")
     if temperature <= 0:
         raise UsageError(f"config.method.temperature={temperature}, wanted a number above 0 (0.1 to 0.5 are usual)")
     backbone, projector = nets["backbone"], nets["projector"]

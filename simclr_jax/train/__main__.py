@@ -1,93 +1,106 @@
 """`python -m simclr_jax.train --config=FILE --workdir=DIR`: pretrains, or goes on where the workdir stands."""
 import platform
-import sys
 
 import jax
+import numpy as np
 
-from simclr_jax import __version__, build, config as configs, dist, watch
+from simclr_jax import __version__, build, config as configs, data, dist, watch
+from simclr_jax.command import command
 from simclr_jax.errors import UsageError
+from simclr_jax.evals import pictures
+from simclr_jax.train import log as logs, optim, workdir as workdirs
+from simclr_jax.train.checkpoint import Checkpoints
+from simclr_jax.train.loop import run
+from simclr_jax.train.state import init_state, state_shapes
+from simclr_jax.train.step import make_step
 
 
 def main(argv: list[str]) -> None:
     config, flags = configs.parse(argv, workdir="", coordinator="", processes=0, process=-1,
                                   allow_config_change=False)
     configs.check(config)
-    local = flags["coordinator"].startswith(("localhost", "127."))
-    from simclr_jax.train.workdir import open_workdir, read_config, write_config
-    saved = read_config(flags["workdir"]) if flags["workdir"] else None
-    if saved and not config.devices:
-        config.devices = saved.get("devices", 0)
-    build.start_devices(build.cpu_devices(config, max(flags["processes"], 1), local))
-    dist.start(flags["coordinator"], flags["processes"], flags["process"])
-    if jax.default_backend() == "cpu" and jax.process_count() == 1 and not config.devices:
-        config.devices = min(build.cpu_devices(config), jax.device_count())
+    workdir = workdirs.resolve(flags["workdir"])
+    _choose_devices(config, flags, workdirs.read_config(workdir))
     dist.agree(configs.to_json(config), "the config")
+    process, lead = (jax.process_index(), jax.process_count()), jax.process_index() == 0
 
-    # All that can be refused is refused here, before anything compiles.
-    mesh = build.mesh(config)
-    method = build.method(config, axis=dist.DATA)
-    source = build.source(config)
-    total = build.steps(config, source.size)
-    optimiser = build.optimiser(config, source.size)
-    from simclr_jax import data
-    from simclr_jax.train.checkpoint import Checkpoints
-    process = jax.process_index(), jax.process_count()
-    first = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed, process=process)
-    rows = next(first)
-    workdir = open_workdir(flags["workdir"])
-    lead = jax.process_index() == 0
+    # All that can be refused is refused here, before anything compiles or is written, by all processes together.
+    problem = ""
+    try:
+        mesh = build.mesh(config)
+        method = build.method(config, axis=dist.DATA)
+        source = build.source(config)
+        views, size = data.check(source, config.augment.views, config.augment.eval, batch=config.batch, process=process)
+        total = build.steps(config, source.size)
+        optimiser = build.optimiser(config, source.size)
+        rows = {"views": jax.ShapeDtypeStruct((config.batch, views, size, size, 3), np.float32)}
+        step_fn = make_step(method, optimiser.tx, mesh, seed=config.seed, microbatches=config.microbatches)
+        jax.eval_shape(step_fn, state_shapes(method, optimiser.tx, rows, seed=config.seed), rows)
+        evaluate = watch.make(config, method, process) if config.evals.every else None
+        logs.check(config)
+    except UsageError as e:
+        problem = str(e)
+    dist.refuse_together(problem)
+    dist.agree(str(source.digest), "the data")
+    workdirs.open_workdir(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every, log=print if lead else lambda _: None)
-    _refuse_change(checkpoints.meta(), config, flags["allow_config_change"], lead)
+    meta = {"config": configs.plain(config), "data": {"examples": source.size, "digest": source.digest}}
+    _refuse_change(checkpoints.meta(), meta, flags["allow_config_change"], lead)
     if lead:
         _greet(config, mesh, source, total, workdir)
 
-    from simclr_jax.train.log import Log
-    from simclr_jax.train.loop import run
-    from simclr_jax.train.state import init_state
-    from simclr_jax.train.step import make_step
     state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
     excluded = optimiser.report(state.params)
     if lead:
-        print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n")
+        print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n", flush=True)
     restored = checkpoints.restore(state)
     if restored:
         step, state, _ = restored
         if lead:
             print(f"going on from step {step} of {total}" if step < total else f"already at step {step} of {total}")
     start = int(state.step)
-    write_config(workdir, configs.to_json(config))
-    plain = configs.plain(config)
-    log = Log(workdir, total=total, start=start, config=plain, active=lead)
+    workdirs.write_config(workdir, configs.to_json(config))
+    log = logs.Log(workdir, total=total, start=start, config=meta["config"], active=lead)
     try:
-        if start < total:
-            from simclr_jax.evals import pictures
-            evaluate = watch.make(config, method, process) if config.evals.every else None
-            if lead and config.pictures:
-                watch.picture(workdir, "views.png", pictures.views, rows["views"])
-            batches = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed,
-                                   start_step=start, process=process)
-            step_fn = make_step(method, optimiser.tx, mesh, seed=config.seed, microbatches=config.microbatches)
-            run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
-                checkpoints=checkpoints, meta={"config": plain}, log=log, log_every=config.log_every,
-                save_every=config.checkpoint.every, eval_every=config.evals.every, evaluate=evaluate,
-                best=config.evals.best, profile=dict(config.profile), workdir=workdir)
-            for line in source.problems():
-                log.say(f"skipped {line}")
-            if lead and config.pictures:
-                watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
+        if lead and config.pictures and start < total:
+            first = data.batches(source, config.augment.views, batch=min(8, source.size), seed=config.seed)
+            watch.picture(workdir, "views.png", pictures.views, next(first)["views"])
+            first.close()
+        batches = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed, start_step=start,
+                               process=process) if start < total else iter(())
+        run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
+            checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
+            eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
+            profile=dict(config.profile), workdir=workdir)
+        if lead and config.pictures and start < total:
+            watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
     finally:
-        checkpoints.close()
         log.close()
+        checkpoints.close()
     if lead:
         print(f"done: {workdir}\nnext: python -m simclr_jax.evals --workdir={flags['workdir']}")
 
 
-def _refuse_change(meta, config, allowed, lead):
-    """A run is one config: what would change the mathematics half way is refused, or listed if allowed."""
-    if not meta:
+def _choose_devices(config, flags, saved):
+    """Simulates CPU devices and joins the other processes; config.devices becomes the number chosen."""
+    kept = (saved or {}).get("devices", 0)
+    local = flags["coordinator"].startswith(("localhost", "127."))
+    chosen = config.devices or kept or build.cpu_devices(config, max(flags["processes"], 1), local)
+    build.start_devices(chosen)
+    dist.start(flags["coordinator"], flags["processes"], flags["process"])
+    if jax.default_backend() == "cpu" and jax.process_count() == 1 and not config.devices:
+        config.devices = min(kept or build.cpu_devices(config), jax.device_count())
+
+
+def _refuse_change(saved, meta, allowed, lead):
+    """A run is one config on one set of data: what would change the mathematics half way is refused, or listed."""
+    if not saved:
         return
-    differs = configs.changes(meta["config"], configs.plain(config))
+    differs = configs.changes(saved["config"], meta["config"])
+    for key, new in meta["data"].items():
+        old = saved.get("data", {}).get(key, new)
+        differs += [f"the data's {key}: {old} -> {new}"] if old != new else []
     if differs and not allowed:
         raise UsageError(f"this workdir's checkpoints were made with another config: {'; '.join(differs)}; "
                          "take another --workdir, or pass --allow_config_change to go on with the new values")
@@ -102,21 +115,14 @@ def _greet(config, mesh, source, total, workdir):
     print(f"simclr_jax {__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"devices: {mesh.size} {device.platform} ({device.device_kind}), mesh {layout}, {jax.process_count()} process(es)")
     print(f"data: {source.describe}")
-    from simclr_jax.train import optim
     top = optim.peak(config.optim.lr, config.batch, config.optim.scaling)
+    epochs = total * config.batch / source.size
     print(f"run: {config.method.name}, batch {config.batch} ({config.batch // mesh.shape[dist.DATA]} a device), "
-          f"{total} steps = {total * config.batch / source.size:.1f} epochs, learning rate {config.optim.lr:g} "
-          f"scaled {config.optim.scaling}: {top:g}")
-    print(f"workdir: {workdir}")
-
-
-def command(main):
-    """Runs a command's `main`; what the user can put right is one line and exit code 2, without a traceback."""
-    try:
-        main(sys.argv)
-    except UsageError as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        sys.exit(2)
+          f"{total} steps = {epochs:.1f} epochs, learning rate {config.optim.lr:g} scaled {config.optim.scaling}: {top:g}")
+    if config.optim.warmup_epochs > epochs:
+        print(f"note: the warm-up of {config.optim.warmup_epochs:g} epochs is longer than the run, which never reaches "
+              "that rate; lower config.optim.warmup_epochs")
+    print(f"workdir: {workdir}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 class Feed:
     """Runs an iterator of host batches and their transfer in a thread, `ahead` batches in front.
 
-    Iterating yields (host batch, placed batch). `waited` is the number of seconds that the consumer has spent waiting.
+    `next` gives placed batches. `waited` is the number of seconds that the consumer has spent waiting.
     An exception of the iterator is raised in the consumer.
     """
 
@@ -21,11 +21,11 @@ class Feed:
     def _fill(self, batches, place):
         try:
             for batch in batches:
-                self._put((batch, place(batch), None))
+                self._put((place(batch), None))
                 if self._stop.is_set():
                     return
         except BaseException as e:  # whatever it is, the consumer must hear of it instead of waiting for ever
-            self._put((None, None, e))
+            self._put((None, e))
 
     def _put(self, item):
         while not self._stop.is_set():
@@ -36,11 +36,11 @@ class Feed:
 
     def __next__(self):
         start = time.perf_counter()
-        batch, placed, error = self._queue.get()
+        placed, error = self._queue.get()
         self.waited += time.perf_counter() - start
         if error is not None:
             raise error
-        return batch, placed
+        return placed
 
     def close(self):
         self._stop.set()

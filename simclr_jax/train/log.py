@@ -1,8 +1,12 @@
 """Where numbers go: a line or a bar on the terminal, metrics.jsonl, TensorBoard, and Weights & Biases if asked."""
 import json
+import secrets
 import sys
 
 from etils import epath
+
+from simclr_jax import dist
+from simclr_jax.errors import UsageError
 
 
 class Log:
@@ -28,10 +32,22 @@ class Log:
         if sys.stdout.isatty():
             self._bar = _bar(total, start)
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a row of `step` holds a name that starts with `prefix`; the same answer on every process."""
+        found = self.active and any(r["step"] == step and any(k.startswith(prefix) for k in r) for r in self._rows)
+        return dist.of_lead(int(found)) == 1
+
     def say(self, text: str) -> None:
         """One line for the reader, above the bar if there is one."""
-        if self.active:
-            (self._bar.console.print if self._bar else print)(text, **({} if self._bar else {"flush": True}))
+        if self.active and self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self.active:
+            print(text, flush=True)
+
+    def tick(self, step: int) -> None:
+        """Moves the bar, if there is one."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """A row for a step: {"step": step, "train/loss": ..., ...}."""
@@ -85,6 +101,16 @@ def read_rows(path) -> list[dict]:
     return rows
 
 
+def check(config) -> None:
+    """Refuses a log that cannot be kept, on every process alike."""
+    if config.wandb:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise UsageError("config.wandb=true, but wandb is not installed: pip install wandb, or set it to false"
+                             ) from None
+
+
 def _tensorboard(directory, start, say):
     try:
         from tensorboardX import SummaryWriter
@@ -95,12 +121,11 @@ def _tensorboard(directory, start, say):
 
 
 def _wandb(workdir, config):
-    from simclr_jax.errors import UsageError
-    try:
-        import wandb
-    except ImportError:
-        raise UsageError("config.wandb=True, but wandb is not installed: pip install wandb, or set it to False") from None
-    return wandb.init(dir=str(workdir), config=config, id=epath.Path(workdir).name, resume="allow")
+    import wandb
+    known = epath.Path(workdir) / "wandb_id"  # a resumed run goes on in the same place
+    if not known.exists():
+        known.write_text(secrets.token_hex(8))
+    return wandb.init(dir=str(workdir), config=config, name=epath.Path(workdir).name, id=known.read_text(), resume="allow")
 
 
 def _bar(total, start):

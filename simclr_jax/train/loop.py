@@ -13,7 +13,7 @@ from simclr_jax.train.stop import Stop
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        profile: dict | None = None, workdir=None):
+        problems: Callable = list, profile: dict | None = None, workdir=None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
@@ -22,53 +22,77 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
       checkpoints: `train.checkpoint.Checkpoints`; meta: what is saved beside every state.
       evaluate: state -> {name: float}, called every `eval_every` steps and at the end; best: the name by which the best
         checkpoint is kept.
+      problems: () -> [str], lines about examples that were skipped so far.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
 
     Raises:
       UsageError: the loss is not finite (nothing of it is saved), or a batch could not be made.
+      SystemExit: a signal asked to stop; the state is saved.
     """
-    step = int(state.step)
-    clock = _Clock(batch, total, step)
-    tracer = _Tracer(profile or {"start": 0, "steps": 0}, workdir)
+    def score(step, state):
+        try:
+            scores = {f"eval/{k}": v for k, v in evaluate(state).items()}
+        except UsageError as e:  # an evaluation that cannot be made is no reason to lose a run
+            return log.say(f"step {step}: not evaluated: {e}")
+        log.write(step, scores)
+        log.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        if f"eval/{best}" in scores:
+            checkpoints.save_best(step, state, {**meta, "best_of": best}, scores[f"eval/{best}"])
+
+    def due(step):
+        return evaluate is not None and step > 0 and (step % eval_every == 0 or step == total)
+
+    step, reported = int(state.step), 0
+    if due(step) and not log.has(step, "eval/"):
+        score(step, state)  # a run that was stopped here has saved, but not scored
+    if step >= total:
+        return state
+    clock, tracer = _Clock(batch, total, step), _Tracer(profile or {"start": 0, "steps": 0}, workdir)
     with Stop() as stop:
         feed = Feed(batches, lambda b: dist.place_batch(b, mesh))
         try:
             metrics = None
             while step < total:
-                _, placed = next(feed)
+                placed = next(feed)
                 tracer.before(step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     previous, (state, metrics) = metrics, step_fn(state, placed)
                 step += 1
-                jax.block_until_ready(previous)  # at most two steps in flight: batches do not pile up
+                jax.block_until_ready(metrics if previous is None else previous)  # two steps in flight at most
+                if previous is None:
+                    clock.compiled(step, feed.waited)
                 tracer.after(step, metrics)
+                log.tick(step)
                 last, stopping = step == total, stop.reached(step)
-                due = eval_every and evaluate and (step % eval_every == 0 or last)
                 save = step % save_every == 0 or last or stopping
-                if step % log_every == 0 or save or due:
+                if step % log_every == 0 or save or due(step):
                     numbers = {f"train/{k}": float(v) for k, v in metrics.items()}
                     if not np.isfinite([numbers["train/loss"], numbers["train/update_norm"]]).all():
                         raise UsageError(_not_finite(step, numbers, checkpoints.steps()))
-                    timing = clock.lap(step, feed.waited)
-                    numbers |= {"train/lr": float(rate(step - 1)), **timing}
+                    numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
                     log.write(step, numbers)
                     log.progress(step, _line(numbers, clock.eta(step)))
+                    reported = _report(problems(), reported)
                 if save:
-                    checkpoints.save(step, state, {**meta, "data": {"next_example": step * batch}}, wait=last or stopping)
-                if due and not stopping:
-                    scores = {f"eval/{k}": v for k, v in evaluate(state).items()}
-                    log.write(step, scores)
-                    log.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-                    if f"eval/{best}" in scores:
-                        checkpoints.save_best(step, state, meta, scores[f"eval/{best}"])
+                    checkpoints.save(step, state, meta, wait=last or stopping)
+                if due(step) and not stopping:
+                    score(step, state)
                     clock.skip()
                 if stopping and not last:
                     log.say(f"stopped at step {step}, saved; the same command goes on from there")
                     raise SystemExit(Stop.EXIT_CODE)
         finally:
+            _report(problems(), reported)
             feed.close()
             tracer.close()
     return state
+
+
+def _report(lines, reported):
+    """Prints, on whichever process met them, the examples that were skipped since the last time."""
+    for i, line in enumerate(lines[reported:], reported + 1):
+        print(f"skipped example {i}: {line}", flush=True)
+    return len(lines)
 
 
 def _line(n, eta):
@@ -84,12 +108,16 @@ def _not_finite(step, numbers, steps):
 
 
 class _Clock:
-    """Rates between log lines; the first lap, which holds the compilation, is left out of the ETA."""
+    """Rates between log lines. The first step, which compiles, counts for none of them."""
 
     def __init__(self, batch, total, step):
         self.batch, self.total = batch, total
         self.step, self.time, self.waited = step, time.perf_counter(), 0.0
         self.seconds_a_step = None
+
+    def compiled(self, step, waited):
+        """To be called when the first step is through."""
+        self.step, self.time, self.waited = step, time.perf_counter(), waited
 
     def lap(self, step, waited):
         now = time.perf_counter()

@@ -117,8 +117,9 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
 
 def _check(rule_set, rules):
     for rule in rules:
-        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)):
-            raise UsageError(f"config.optim.{rule_set}: {rule!r} is no (regex, value) pair")
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
+                and isinstance(rule[1], (int, float))):
+            raise UsageError(f"config.optim.{rule_set}: {rule!r} is no (regex, number) pair")
         try:
             re.compile(rule[0])
         except re.error as e:

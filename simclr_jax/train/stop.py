@@ -1,4 +1,5 @@
 """A signal asks the run to stop at a step that all processes agree on; a second one ends it at once."""
+import os
 import signal
 
 import jax
@@ -7,7 +8,8 @@ import jax
 class Stop:
     """Context in which SIGTERM and SIGINT set a flag instead of ending the process.
 
-    With several processes, SIGTERM is left to JAX's preemption service, which makes every process see one common step.
+    With several processes, SIGTERM is left to JAX's preemption service, which makes every process see one common step,
+    and SIGINT is passed on as one.
     """
 
     EXIT_CODE = 75  # "temporary failure": start the same command again
@@ -26,10 +28,12 @@ class Stop:
             signal.signal(s, handler)
 
     def _ask(self, number, _):
-        if self.asked or self._many:
+        if self.asked:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.asked = True
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self, step: int) -> bool:
         """Whether to save and leave after this step; the same answer on every process."""

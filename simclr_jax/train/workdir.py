@@ -10,19 +10,26 @@ from simclr_jax import dist
 from simclr_jax.errors import UsageError
 
 
-def open_workdir(path: str):
-    """Makes the directory and proves that it can be written, and that every process sees the same one.
-
-    Returns:
-      epath.Path, absolute.
+def resolve(path: str):
+    """epath.Path of a --workdir, absolute, with `~` expanded.
 
     Raises:
-      UsageError: no path, not writable, or several processes with a directory each (their hosts are named).
+      UsageError: none given.
     """
     if not path:
         raise UsageError("no --workdir given; wanted a directory for checkpoints and logs, as in --workdir=runs/first")
-    workdir = epath.Path(path)
-    workdir = workdir if "://" in path else workdir.expanduser().resolve()
+    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()
+
+
+def open_workdir(workdir):
+    """Makes the directory and proves that it can be written, and that every process sees the same one.
+
+    Args:
+      workdir: as `resolve` gives it.
+
+    Raises:
+      UsageError: not writable, or several processes with a directory each (their hosts are named).
+    """
     token = workdir / ".shared"
     problem, word = "", secrets.token_hex(8)
     if jax.process_index() == 0:
@@ -30,22 +37,16 @@ def open_workdir(path: str):
             workdir.mkdir(parents=True, exist_ok=True)
             token.write_text(word)
         except Exception as e:  # gs:// raises its own kinds
-            problem = f"--workdir={path} cannot be written ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
+            problem = f"--workdir={workdir} cannot be written ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
     dist.barrier("workdir written")
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-        import numpy as np
-
-        def gather(text):
-            row = np.frombuffer(text.encode()[:64].ljust(64), np.uint8)
-            return [bytes(r).decode().strip() for r in np.asarray(multihost_utils.process_allgather(row))]
-        seen = gather(token.read_text() if not problem and token.exists() else "none")
-        hosts = gather(socket.gethostname())
+        seen = dist.gather_text(_read(token) if not problem else "none")
+        hosts = dist.gather_text(socket.gethostname())
         apart = [f"process {i} on {h}" for i, (s, h) in enumerate(zip(seen, hosts)) if s != seen[0]]
         if seen[0] == "none" and not problem:
-            problem = f"--workdir={path} cannot be written by process 0 on {hosts[0]}"
+            problem = f"--workdir={workdir} cannot be written by process 0 on {hosts[0]}"
         elif apart and not problem:
-            problem = (f"--workdir={path} is not one place for all processes: {', '.join(apart)} cannot see what process 0 "
+            problem = (f"--workdir={workdir} is not one place for all processes: {', '.join(apart)} cannot see what process 0 "
                        f"on {hosts[0]} wrote; give a shared file system or a gs:// path")
     elif problem == "":
         token.unlink()
@@ -54,7 +55,13 @@ def open_workdir(path: str):
         raise UsageError(problem + "; choose another directory")
     if jax.process_count() > 1 and jax.process_index() == 0:
         token.unlink(missing_ok=True)
-    return workdir
+
+
+def _read(token):
+    try:
+        return token.read_text()
+    except Exception:  # not there, or a remote store's own kind of refusal
+        return "none"
 
 
 def write_config(workdir, text: str) -> None:

@@ -180,12 +180,13 @@ def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path, start):
 def test_limits_at_the_ends(tmp_path):
     write_folder(tmp_path, 2, {"bad.jpg": b""})
     for max_bad, stops in [(0.0, True), (0.01, False)]:  # 1% of few files is one file; 0 is none
-        stream = data.examples(folder.make(root=str(tmp_path), max_bad=max_bad), EVAL, batch=3)
-        if stops:
-            with pytest.raises(UsageError, match="1 images cannot be read"):
-                next(stream)
-        else:
-            assert len(next(stream)["label"]) == 2
+        for memory in (0.0, 1.0):
+            source = folder.make(root=str(tmp_path), max_bad=max_bad, memory=memory)
+            if stops:
+                with pytest.raises(UsageError, match="1 images cannot be read"):
+                    next(data.examples(source, EVAL, batch=3))
+            else:
+                assert len(next(data.examples(source, EVAL, batch=3))["label"]) == 2
     with pytest.raises(UsageError, match="max_bad=2"):
         folder.make(root=str(tmp_path), max_bad=2.0)
 

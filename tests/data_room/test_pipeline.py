@@ -48,6 +48,9 @@ def unbroken(sources):
     return {kind: take(8, source, VIEWS, batch=6, seed=3) for kind, source in sources.items()}
 
 
+KINDS = pytest.mark.parametrize("kind", ["arrays", "folder"])
+
+
 def test_a_small_folder_is_decoded_once_and_read_as_arrays(images, sources, unbroken, tmp_path):
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
@@ -80,6 +83,14 @@ def test_what_is_kept_in_memory_counts_unreadable_files_once(images, tmp_path):
         take(1, folder.make(root=str(tmp_path), max_bad=0.0, memory=1.0), VIEWS, batch=6, seed=3)
 
 
+@KINDS
+def test_views_whose_crops_draw_nothing(sources, kind):
+    """Which leaves no numbers to pass from the batch to its images."""
+    view = (("resize", dict(size=8)), ("flip", {}))
+    for b in take(3, sources[kind], (view, view), batch=6, seed=3):
+        assert b["views"].shape == (6, 2, 8, 8, 3) and b["views"].std() > 0
+
+
 def test_a_subset_is_those_examples_in_that_order(sources):
     for source in sources.values():
         some = data.subset(source, [7, 3, 3])
@@ -88,7 +99,6 @@ def test_a_subset_is_those_examples_in_that_order(sources):
         assert np.array_equal(got, whole[[7, 3, 3]])
 
 
-KINDS = pytest.mark.parametrize("kind", ["arrays", "folder"])
 
 
 @KINDS

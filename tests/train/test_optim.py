@@ -106,7 +106,7 @@ def test_rules_choose_by_name():
     (dict(scaling="square"), "scaling='square'"),
     (dict(schedule="step"), "schedule='step'"),
     (dict(decay=(("(", 0.0),)), "no regular expression"),
-    (dict(rates=("head",)), "no \\(regex, value\\) pair"),
+    (dict(rates=("head",)), "no \\(regex, number\\) pair"),
 ])
 def test_refusals(wrong, message):
     with pytest.raises(UsageError, match=message):

@@ -1,7 +1,6 @@
 """Two real processes on one machine against one: the same examples, the same losses, one workdir."""
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,10 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from runs import ROOT, SMALL, numbers, train
 from simclr_jax.train.log import read_rows
-from test_command import SMALL, numbers, train
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/simclr_digits.py"
 
 
@@ -89,6 +87,21 @@ def test_processes_with_a_directory_each_are_refused(tmp_path):
         assert job.returncode == 2, err
         assert "not one place for all processes: process 1 on" in err
     assert not (tmp_path / "0" / "run" / "checkpoints" / "0").exists()
+
+
+def test_one_process_that_fails_takes_the_others_with_it(tmp_path):
+    """Process 1 meets an unreadable picture in its share of a batch, beyond the limit; process 0 must not wait for it."""
+    from PIL import Image
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(64):
+        (pictures / f"{i:02}.png").write_bytes(b"broken") if i % 2 else Image.new("RGB", (9, 9)).save(
+            pictures / f"{i:02}.png")
+    start_time = time.time()
+    job, output = launch(tmp_path / "run", "--config.data.name=folder", f"--config.data.root={pictures}",
+                         "--config.data.memory=0.0", "--config.batch=8", "--config.steps=100000")
+    assert job.returncode == 2 and time.time() - start_time < 50, output
+    assert "images cannot be read, and max_bad=0.01" in output and "Traceback" not in output
 
 
 def test_dry_run_prints_what_would_run():

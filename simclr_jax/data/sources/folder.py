@@ -37,6 +37,8 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     Raises:
       UsageError: no such folder or split, no images, or a test class that train does not have.
     """
+    if not root:
+        raise UsageError("folder: no root given; name your folder of images, as in --config.data.root=DIR")
     top = epath.Path(root).expanduser()
     if split not in SPLITS:
         raise UsageError(f"folder: there is no split {split!r}; there are: {', '.join(SPLITS)}")
@@ -76,11 +78,11 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     labels = [number[f.split("/")[0]] if labelled else -1 for f in files]
     what = f"{len(classes)} classes" if labelled else "no labels"
     describe = f"folder {top} ({split}): {len(files)} images, {what}"
-    return _source([os.path.join(os.fspath(top), f) for f in files], labels, classes, describe, max_bad,
-                   memory)
+    return _source([os.path.join(os.fspath(top), f) for f in files], labels, classes, describe, max_bad, memory,
+                   identity="\n".join(files))
 
 
-def _source(paths, labels, classes, describe, max_bad, memory):
+def _source(paths, labels, classes, describe, max_bad, memory, identity):
     names, labels = np.array([os.fsencode(p) for p in paths], object), np.array(labels, np.int64)
     tensors = []
 
@@ -92,7 +94,8 @@ def _source(paths, labels, classes, describe, max_bad, memory):
         return tf.gather(tensors[0], index), tf.gather(tensors[1], index)
 
     return of_encoded(len(paths), fetch, paths.__getitem__, Problems(len(paths), max_bad, describe),
-                      load=lambda path: read_file(os.fsdecode(path)), classes=classes, describe=describe, memory=memory)
+                      load=lambda path: read_file(os.fsdecode(path)), classes=classes, describe=describe,
+                      identity=identity, memory=memory)
 
 
 def _folders(top):

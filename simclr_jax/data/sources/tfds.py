@@ -34,6 +34,8 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
     Raises:
       UsageError: not prepared there, no such split or feature, a file format without random access, damaged files.
     """
+    if not dataset:
+        raise UsageError("tfds: no dataset given; name one, as in --config.data.dataset=cifar10")
     tf = tensorflow()
     try:
         import tensorflow_datasets as tfds
@@ -58,6 +60,7 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
             return record(int(index))
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as e:
             problems.stop(f"example {index} cannot be read: {' '.join(str(e).split())[:300]}; prepare it again")
+            return b""  # which does not parse, and so ends the iterator
 
     def fetch(index):
         serialized = tf.numpy_function(read_record, [index], tf.string)
@@ -67,7 +70,7 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
         return example[image_key], label
 
     return of_encoded(info.num_examples, fetch, lambda i: f"{dataset} {split}[{i}]", problems,
-                      classes=classes, describe=describe, memory=memory)
+                      classes=classes, describe=describe, identity=describe, memory=memory)
 
 
 def _prepared(tfds, dataset, data_dir, download):

@@ -2,25 +2,17 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from simclr_jax import config as configs
+from runs import ROOT, SMALL, numbers, train
+from simclr_jax import build, config as configs
 from simclr_jax.errors import UsageError
-from simclr_jax.train.__main__ import command, main
+from simclr_jax.command import command
+from simclr_jax.train.__main__ import main
 from simclr_jax.train.checkpoint import Checkpoints
-from simclr_jax.train.log import read_rows
 from simclr_jax.train.stop import Stop
-
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ["--config.batch=64", "--config.steps=6", "--config.nets.backbone.channels=(4,8)", "--config.optim.name=sgd",
-         "--config.optim.lr=0.1", "--config.optim.warmup_epochs=0.1", "--config.log_every=1",
-         "--config.checkpoint.every=2", "--config.evals.every=0", "--config.pictures=false"]
-
-
-def train(workdir, *more, small=SMALL):
-    main(["train", f"--config={ROOT}/configs/simclr_digits.py", f"--workdir={workdir}", *small, *more])
 
 
 def state_of(workdir):
@@ -29,12 +21,6 @@ def state_of(workdir):
     steps = Checkpoints(workdir / "checkpoints", writable=False)
     step = steps.steps()[-1]
     return step, stored.record(steps.directory / str(step))["leaves"]
-
-
-def numbers(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")}
-            for row in read_rows(workdir / "metrics.jsonl")]
 
 
 def stop_after(monkeypatch, step):
@@ -49,9 +35,11 @@ def unbroken(tmp_path_factory):
 
 
 def test_twice_the_same_command_is_twice_the_same_run(unbroken, tmp_path):
-    train(tmp_path)
+    train(tmp_path, "--config.profile.start=2", "--config.profile.steps=2", "--config.pictures=true")  # only watched
     assert state_of(tmp_path) == state_of(unbroken)
     assert numbers(tmp_path) == numbers(unbroken) and len(numbers(tmp_path)) == 6
+    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")) and list(tmp_path.glob("tb/events*"))
+    assert {p.name for p in (tmp_path / "images").iterdir()} == {"views.png", "loss.png"}
 
 
 def test_a_stopped_run_goes_on_to_the_bit(unbroken, tmp_path, monkeypatch, capsys):
@@ -129,7 +117,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
 WRONG = {
     "--config.bacth=3": "the config has no field 'bacth'; did you mean 'batch'",
     "--config.batch=1e3": "--config.batch=1e3: invalid literal for int",
-    "--config.batch=0": "config.batch=0, wanted at least 1",
+    "--config.batch=1": "config.batch=1, wanted at least 2",
+    "--config.seed=-1": "config.seed=-1, wanted at least 0",
+    "--config.epochs=nan --config.steps=0": "config.epochs=nan: set one of them above 0",
+    "--config.method.comm=foo": "config.method.comm='foo'",
+    "--config.nets.backbone.bn=rows=7": "bn='rows=7' does not divide the",
+    "--config.nets.backbone.bn=devices=3": "bn='devices=3' does not divide the",
+    "--config.evals.every=2 --config.evals.run=knnn": "there is no 'knnn'; did you mean 'knn'",
+    "--config.evals.every=2 --config.evals.limit=-5": "config.evals.limit=-5: wanted 0 or more",
+    "--config.augment.views[0]=5": "not a valid index",
+    "--config.optim.decay=(('a','b'),)": "no (regex, number) pair",
+    "--config.data.name=folder": "no root given; name your folder of images, as in --config.data.root=DIR",
+    "--config.data.name=folder --config.data.root=/nowhere": "/nowhere is not a folder",
+    "--config.wandb=true": "wandb is not installed",
     "--config.batch=60 --config.devices=8": "config.batch=60 does not divide over 8 devices x 1 micro-batches; take 56 or 64",
     "--config.batch=64 --config.microbatches=5": "does not split into config.microbatches=5",
     "--config.batch=4096": "1297 examples, fewer than a global batch of 4096",
@@ -140,7 +140,7 @@ WRONG = {
     "--config.optim.name=lasr": "wanted one of lars_simclr",
     "--config.data.split=tset": "tset",
     "--config.mesh.data=3": "does not fit",
-    "--config.steps=-1": "config.steps=-1",
+    "--config.steps=-1": "config.steps=-1, wanted at least 0",
     "--wrokdir=x": "unknown flag; did you mean 'workdir'?",
     "stray": "'stray' is no flag",
 }
@@ -188,6 +188,50 @@ def test_every_config_is_complete(path):
     assert len(config.augment.views) == 2 and len(config.augment.eval) >= 1
     text = path.read_text().split('"""')[1]
     assert "python -m simclr_jax.train" in text and "Hardware" in text and "Expected" in text
+
+
+def test_a_name_can_be_overridden_and_its_fields_with_it():
+    def parsed(*flags):
+        return configs.parse(["train", f"--config={ROOT}/configs/simclr_digits.py", *flags])[0]
+    net = parsed("--config.nets.backbone.name=resnet", "--config.nets.backbone.depth=18", "--config.nets.backbone.width=0.5",
+                 "--config.nets.backbone.stem=cifar").nets.backbone
+    assert (net.name, net.depth, net.width, net.bn) == ("resnet", 18, 0.5, "global") and "channels" not in net
+    data = parsed("--config.data.name=folder", "--config.data.root=pictures").data
+    assert data.root == str(pathlib.Path.cwd() / "pictures") and data.split == "train"
+
+
+def test_a_run_whose_data_changed_is_refused(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((9, 9, 3), 10 * i, np.uint8)).save(pictures / f"{i}.png")
+    more = ["--config.data.name=folder", f"--config.data.root={pictures}", "--config.batch=8", "--config.steps=2"]
+    train(tmp_path / "run", *more)
+    (pictures / "3.png").rename(pictures / "33.png")
+    build._source.cache_clear()  # as a new process would
+    with pytest.raises(UsageError, match=r"the data's digest: \d+ -> \d+; take another --workdir"):
+        train(tmp_path / "run", *more)
+
+
+def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    more = ["--config.evals.every=2", "--config.evals.best=knn"]
+    train(tmp_path / "unbroken", *more)
+    for step in (2, 4):
+        stop_after(monkeypatch, step)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "stopped", *more)
+    monkeypatch.undo()
+    train(tmp_path / "stopped", *more)
+    def at(w):
+        return {r["step"]: r["eval/knn"] for r in numbers(w) if "eval/knn" in r}
+    assert at(tmp_path / "stopped") == at(tmp_path / "unbroken") and set(at(tmp_path / "stopped")) == {2, 4, 6}
+    assert [p.name for p in (tmp_path / "stopped/best").iterdir()] == [p.name for p in (tmp_path / "unbroken/best").iterdir()]
+
+
+def test_statistics_by_device_make_their_number_part_of_the_run(tmp_path):
+    train(tmp_path, "--config.nets.backbone.bn=local", "--config.devices=2", "--config.steps=2")
+    with pytest.raises(UsageError, match="devices: 2 -> 4"):
+        train(tmp_path, "--config.nets.backbone.bn=local", "--config.devices=4", "--config.steps=2")
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):
