@@ -43,8 +43,10 @@ def test_holdout_is_a_stratified_partition():
     fit, val = draws.holdout(labels)
     np.testing.assert_array_equal(np.sort(np.concatenate([fit, val])), np.arange(62))
     np.testing.assert_array_equal(np.bincount(labels[val]), [10, 2, 1])
-    with pytest.raises(UsageError, match="class 1 has 1 "):
-        draws.holdout(np.array([0, 0, 1]))
+    fit, val = draws.holdout(np.array([0, 0, 1, 2, 2]))
+    assert 2 in fit and len(val) == 2  # a lone example of a class is fitted on
+    with pytest.raises(UsageError, match="no class has 2 of the 3 training examples"):
+        draws.holdout(np.arange(3))
 
 
 def test_random_features_score_at_chance():
