@@ -8,8 +8,8 @@ Variants, after a colon: batch=256..8192, epochs=100..1000, depth=50, width=1 (2
 recipe=paper|released, dtype=bfloat16|float32.
 
 recipe=paper     LARS 0.3 linear or 0.075 sqrt, weight decay 1e-6, T 0.1, 2-layer head, loss: mean over 2N rows.
-recipe=released  what google-research/simclr's code does by default: LARS 0.075 sqrt, weight decay 1e-4, 3-layer head,
-                 twice the paper's loss. (Its online linear head is left out: it does not touch the encoder.)
+recipe=released  what google-research/simclr's code does by default: LARS 0.075 sqrt, weight decay 1e-4 (its TF1 flag; the
+                 TF2 flag says 1e-6), 3-layer head, twice the paper's loss. (Its online linear head is left out: it does not touch the encoder.)
 
 Hardware  batch 4096, 100 epochs: about 6 h on 32 TPU v3 cores (paper's code: simclr README.md). Ours: not yet run.
 Expected  linear evaluation, top-1, ResNet-50 1x, linear / sqrt scaling (paper: arXiv:2002.05709, table B.1). Ours: not

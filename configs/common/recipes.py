@@ -1,4 +1,4 @@
-"""Augmentation recipes as published: plain data for `config.views` and `config.eval_ops`.
+"""Augmentation recipes as published: plain data for `config.augment.views` and `config.augment.eval`.
 
 A recipe is a tuple of views, each a tuple of (op, kwargs); `simclr_jax/data/ops` holds the ops. Where an original
 differs from what an op can do, the function says so.

@@ -15,7 +15,7 @@ from simclr_jax.names import near
 from simclr_jax.train import workdir as workdirs
 
 OPTIONS = dict(workdir="", evals="knn,linear", labels="1,5,10,50,all", draws=10, seed=0, knn="dino", protocol="lbfgs",
-               baselines=True, best=False, pictures=True)
+               baselines="random_init,pixels", best=False, pictures=True)
 
 
 def main(argv: list[str]) -> None:
@@ -31,6 +31,9 @@ def main(argv: list[str]) -> None:
     names = flags["evals"].split(",")
     for name in names:
         _one_of("evals", name, score.EVALS)
+    baselines = list(filter(None, flags["baselines"].split(",")))
+    for name in baselines:
+        _one_of("baselines", name, ("random_init", "pixels"))
     _one_of("protocol", flags["protocol"], ("lbfgs", "sgd"))
     if flags["draws"] < 1 or flags["seed"] < 0:
         raise UsageError(f"--draws={flags['draws']} --seed={flags['seed']}: wanted at least 1 and at least 0")
@@ -49,8 +52,9 @@ def main(argv: list[str]) -> None:
         print(f"pictures: {_list(made)}  ({time.perf_counter() - start:.0f} s)")
         return
     kinds = {config.method.name: _features(config, *build.embedder(method, state.params, state.extra))}
-    if flags["baselines"]:
+    if "random_init" in baselines:
         kinds["random_init"] = _features(config, *build.embedder(method, first.params, first.extra))
+    if "pixels" in baselines:
         kinds["pixels"] = _features(config, _pixels, 1)
     arrays = {kind: (*train_part[:2], *test_part[:2]) for kind, (train_part, test_part) in kinds.items()}
     records = score.score(arrays, step=step, evals=names, labels_per_class=_possible(counts, arrays), draws=flags["draws"],

@@ -42,13 +42,13 @@ def test_evaluations_in_training_are_logged_and_the_best_is_kept(run):
     assert set(scores) == {100, 200}
     best = max(scores, key=lambda s: (scores[s], -s))
     assert [p.name for p in (run / "best").iterdir()] == [str(best)]
-    evaluate(["evals", f"--workdir={run}", "--best", "--evals=knn", "--labels=all", "--nobaselines", "--nopictures"])
+    evaluate(["evals", f"--workdir={run}", "--best", "--evals=knn", "--labels=all", "--baselines=", "--nopictures"])
     assert any(r["step"] == best for r in json.loads((run / "evals.json").read_text()))
 
 
 def test_running_it_again_changes_nothing(run):
     def records():
-        evaluate(["evals", f"--workdir={run}", "--evals=knn", "--labels=1", "--draws=2", "--nobaselines", "--nopictures"])
+        evaluate(["evals", f"--workdir={run}", "--evals=knn", "--labels=1", "--draws=2", "--baselines=", "--nopictures"])
         return json.loads((run / "evals.json").read_text())
     assert records() == records()
 
@@ -60,6 +60,7 @@ def test_running_it_again_changes_nothing(run):
     (["--knn=dion"], "--knn=dion; did you mean 'dino'"),
     (["--labels=5,many"], "'many', wanted whole numbers or all"),
     (["--protocol=lbgfs"], "lbgfs"),
+    (["--baselines=pixel"], "--baselines=pixel; did you mean 'pixels'"),
     (["--wrokdir=x"], "unknown flag; did you mean 'workdir'"),
 ])
 def test_refusals(run, flags, message):

@@ -103,13 +103,13 @@ def test_extra_is_replicated_and_keeps_its_tree(name, mesh):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_teachers_get_no_gradient(name):
-    """Nothing in `extra` is among what the optimiser differentiates, and `embed` gives rows of features."""
+def test_outputs_are_by_row_and_features_too(name):
+    """Which the split of a batch and every evaluation rely on."""
     method, batch = build(name)
     params, extra = method.init(jax.random.key(0), batch)
     ctx = Ctx(jnp.int32(0), jax.random.key(0), None)
     outputs, _ = method.forward(params, extra, batch, ctx)
-    assert all(x.shape[0] == 16 for x in jax.tree.leaves(outputs))  # row by row, as the split of a batch needs
+    assert all(x.shape[0] == 16 for x in jax.tree.leaves(outputs))
     loss, (_, metrics) = method.criterion(params, extra, outputs, ctx)
     assert loss.shape == () and all(jnp.shape(m) == () for m in metrics.values())
     features = method.embed(params, extra, {"image": batch["views"][:, 0]})

@@ -43,7 +43,7 @@ def test_two_processes_train_as_one(tmp_path):
     for got, want in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
         np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-4)
         np.testing.assert_allclose(got["train/update_norm"], want["train/update_norm"], rtol=1e-3)
-    # What two processes wrote, one goes on with, and the other way round.
+    # What two processes wrote, one goes on with.
     train(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "config.json").read_text())["batch"] == 64
 
