@@ -213,6 +213,7 @@ def test_a_run_whose_data_changed_is_refused(tmp_path):
         train(tmp_path / "run", *more)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(tmp_path, monkeypatch):
     more = ["--config.evals.every=2", "--config.evals.best=knn"]
     train(tmp_path / "unbroken", *more)
@@ -228,6 +229,7 @@ def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(tmp_path, monkeypatch)
     assert [p.name for p in (tmp_path / "stopped/best").iterdir()] == [p.name for p in (tmp_path / "unbroken/best").iterdir()]
 
 
+@pytest.mark.slow
 def test_statistics_by_device_make_their_number_part_of_the_run(tmp_path):
     train(tmp_path, "--config.nets.backbone.bn=local", "--config.devices=2", "--config.steps=2")
     with pytest.raises(UsageError, match="devices: 2 -> 4"):
