@@ -40,6 +40,20 @@ def all_gather(x, axis: str | None, *, dim: int = 0):
     return x if axis is None else lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
+def psum_scatter(x, axis: str | None):
+    """Sum over the shards of x [B, ...], each keeping its own rows [b, ...]: what `all_gather` is transposed."""
+    return x if axis is None else lax.psum_scatter(x, axis, scatter_dimension=0, tiled=True)
+
+
+def exchange(x, axis: str | None):
+    """Every shard's [..., B] on all rows of the batch becomes [shards, ..., b], what each shard has on this one's rows."""
+    if axis is None:
+        return x[None]
+    n = lax.axis_size(axis)
+    x = x.reshape(*x.shape[:-1], n, -1)
+    return lax.all_to_all(x, axis, split_axis=x.ndim - 2, concat_axis=0)
+
+
 def send_next(x, axis: str | None):
     """Passes a tree to the next device of the ring and returns that of the one before."""
     if axis is None:
@@ -64,8 +78,13 @@ def rows(b: int, axis: str | None):
 
 
 def varying(tree, axis: str | None):
-    """Types replicated arrays as differing between shards, which scan carries and gradients by shard need."""
-    return tree if axis is None else jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)
+    """Types arrays as differing between shards, which scan carries, gradients by shard and custom rules need."""
+    def cast(x):
+        try:
+            return lax.pcast(x, axis, to="varying")
+        except ValueError:  # it is typed so already, which JAX has no stable way to ask
+            return x
+    return tree if axis is None else jax.tree.map(cast, tree)
 
 
 # The mesh, and placing arrays on it.

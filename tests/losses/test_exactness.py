@@ -1,0 +1,33 @@
+"""Every loss x way of meeting x devices x tiling x dtype against its float64 reference. See tests/exactness.py."""
+import itertools
+
+import jax.numpy as jnp
+import pytest
+
+import simclr_jax.losses
+from exactness import compare, expected, measured, ways
+from losses import of_distill, of_metric, of_pairs, of_softmax
+
+CASES = of_pairs.CASES | of_softmax.CASES | of_metric.CASES | of_distill.CASES
+DEVICES = 1, 2, 4, 8
+DTYPES = jnp.float32, jnp.bfloat16
+
+
+def matrix():
+    """All combinations. Three of each loss are fast; going round, they meet every comm, device count, tiling and dtype."""
+    for k, (name, case) in enumerate(CASES.items()):
+        options = list(ways(case.takes))
+        fast = {(DEVICES[(k + i) % 4], (k + 2 * i + i // 2) % len(options), DTYPES[i == 2]) for i in range(3)}
+        for n, (i, how), dtype in itertools.product(DEVICES, enumerate(options), DTYPES):
+            yield pytest.param(name, n, how, dtype, marks=() if (n, i, dtype) in fast else pytest.mark.slow,
+                               id=f"{name}-{n}-{'-'.join(map(str, how.values()))}-{jnp.dtype(dtype).name}")
+
+
+@pytest.mark.parametrize("name, devices, how, dtype", list(matrix()))
+def test_value_and_gradients(name, devices, how, dtype):
+    case = CASES[name]
+    compare(measured(case, devices, dtype, **how), expected(case, dtype), dtype)
+
+
+def test_no_loss_is_left_out():
+    assert {name.split(" ")[0] for name in CASES} == set(simclr_jax.losses.__all__)
