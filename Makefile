@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/digits
 PY := $(VENV)/bin/python
+# Two processes, as most of a test is compiling, on one core.
+TWO := -n 2 --dist worksteal
 
 .PHONY: demo test test-all clean
 
@@ -23,10 +25,10 @@ demo: $(VENV)/.installed
 	  '  make test'
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" $(TWO)
 
 test-all: $(VENV)/.installed
-	$(PY) -m pytest
+	$(PY) -m pytest $(TWO)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

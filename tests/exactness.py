@@ -60,7 +60,7 @@ def expected(case, dtype=jnp.float32):
     with jax.enable_x64(True):
         rows, shared = ({k: np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x)
                          for k, x in tree.items()} for tree in (rows, shared))
-        fn = value_and_grad(lambda r, s: case.reference({**rows, **r}, {**shared, **s}), argnums=(0, 1))
+        fn = jax.value_and_grad(lambda r, s: case.reference({**rows, **r}, {**shared, **s}), argnums=(0, 1))
         value, (of_rows, of_shared) = fn(floating(rows), floating(shared))
         assert value.dtype == jnp.float64, "the reference leaves float64"
         return np.asarray(value), {k: np.asarray(g) for k, g in {**of_rows, **of_shared}.items()}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax import dist
-from simclr_jax.losses.sweep import OUT, dot, over, sweep, tile_of
+from simclr_jax.losses.sweep import DENSE, OUT, dot, over, sweep, tile_of
 
 SIDE = 1024  # of a tile by default: 4 MiB of f32, the fastest power of two on CPUs
 FAINT = 1e-26  # a sum of exponentials below this has lost terms to underflow
@@ -34,11 +34,15 @@ def others(z, scale, *, axis=None, comm="gather", block=None, metrics=False):
     Returns:
       {"lse": f32[2b], ...}; -inf where there is no other example.
 
-    Memory: O(b D + block^2) on one device; on several O(B D + b block) with "gather", O(b D + b block) with "ring".
-    Arithmetic, in products of 2b x 2B x D: half a product and 1.5 for the gradient on one device; one and two on several.
+    Up to 2^20 pairs on one device are kept for the gradient, which is quicker. Else memory is O(b D + block^2) on one
+    device, and on several O(B D + b block) with "gather", O(b D + b block) with "ring". Arithmetic, in products of
+    2b x 2B x D: half a product, and 1.5 for the gradient, on one device; one and two on several.
     """
     scale = dist.varying(jnp.asarray(scale, z.dtype), axis)
-    lse, extra = _others(axis, comm, block, metrics, z, scale)
+    if axis is None and block is None and len(z) ** 2 <= DENSE:
+        lse, extra = _running(axis, comm, block, metrics, z, scale)
+    else:
+        lse, extra = _others(axis, comm, block, metrics, z, scale)
     return {"lse": lse} | extra
 
 
@@ -184,6 +188,16 @@ def _rows(z, axis):
     return {"z": z, "example": jnp.concatenate([example, example])}
 
 
+def _keys(rows, axis, comm):
+    """(this shard's rows or, with "gather", those of all shards; axis of the ring, if they are to be sent round one)"""
+    if axis is None or comm == "ring":
+        return rows, axis
+    shards, b = dist.size(axis), rows["z"].shape[0] // 2
+    # Which example each gathered row is of is known, so not sent.
+    example = jnp.tile(jnp.arange(shards * b, dtype=jnp.int32).reshape(shards, b), 2).reshape(-1)
+    return {k: dist.all_gather(x, axis) for k, x in rows.items() if k != "example"} | {"example": example}, None
+
+
 def _running(axis, comm, block, metrics, z, scale):
     def tile(rows, keys, scale):
         s = _logits(rows, keys, scale)
@@ -191,20 +205,20 @@ def _running(axis, comm, block, metrics, z, scale):
             return {"lse": {"": s}}
         return {"lse": {"": s}, "max": {"": s}, "sum": {"": _close(s / scale, rows["z"], keys["z"])}}
     rows = _rows(z, axis)
-    out = sweep(tile, rows, rows, scale, axis=axis, comm=comm, block=block, means=metrics)
+    keys, ring = _keys(rows, axis, comm)
+    out = sweep(tile, rows, keys, scale, axis=ring, comm="ring", block=block, means=metrics)
     return out["lse"][""], {k: out[g][""] for k, g in (("max", "max"), ("mean", "mean"), ("close", "sum")) if metrics}
 
 
 def _square_gradient(axis, comm, block, z, scale, lse, g):
     """As `_triangle_gradient`, of this shard's rows against the keys of all."""
     rows = _rows(z, axis)
-    keys = rows | {"lse": lse, "g": g}
-    if comm == "gather":
-        keys, axis = dist.all_gather(keys, axis), None
+    keys, ring = _keys(rows | {"of": jnp.stack([lse, g], axis=1)}, axis, comm)
 
     def visit(dz, keys, valid):
         s = _logits(rows, keys, scale)
-        p = jnp.exp(s - lse[:, None]) * g[:, None] + jnp.exp(s - keys["lse"]) * keys["g"]
+        of_keys = keys["of"].T
+        p = jnp.exp(s - lse[:, None]) * g[:, None] + jnp.exp(s - of_keys[0]) * of_keys[1]
         p = p if valid is None else jnp.where(valid, p, 0)
         return dz + jnp.matmul(p, keys["z"], precision="highest")
-    return over(keys, visit, jnp.zeros_like(z), axis=axis, block=tile_of(block, z.shape[0]))
+    return over(keys, visit, jnp.zeros_like(z), axis=ring, block=tile_of(block, z.shape[0]))

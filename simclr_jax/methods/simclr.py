@@ -18,7 +18,7 @@ def make(nets, *, temperature: float = 0.1, loss_scale: float = 1.0, comm: str =
       loss_scale: 1 is the paper's mean over 2N rows; 2 is what the released TensorFlow code returns. LARS does not hide
         the factor: it halves the effective weight decay and doubles the step of what LARS leaves out (norms, biases).
       comm, block: how `losses.nt_xent` meets other devices' rows ("gather" or "ring") and the tile of its similarity
-        matrix (0: whole).
+        matrix (0: a good default).
 
     extra: {"stats": {"backbone", "projector"}}, the running batch statistics.
     """

@@ -16,44 +16,45 @@ def rows_of(x, normalize=True):
 
 
 def log_sum_exp(x):
-    top = x.max()
-    return top + jnp.log(jnp.exp(x - top).sum())
+    top = x.max(axis=-1, keepdims=True)
+    return top[..., 0] + jnp.log(jnp.exp(x - top).sum(axis=-1))
 
 
 def info_nce_reference(x, shared, similarity="dot", normalize=True):
-    """The candidates of each query, collected one by one."""
+    """The candidates of each query side by side: its key, then its negatives."""
     t, weight = shared["temperature"], shared.get("weight", 0.0)
     x = {**x, **shared}
     q, k = (rows_of(x[name], normalize) for name in ("q", "k"))
-    s = lambda a, b: (a * b).mean() if similarity == "mean" else (a * b).sum()
-    total = 0
-    for i in range(BATCH):
-        others = [k[j] for j in range(BATCH) if j != i]
-        if "queue" in x:
-            others = rows_of(x["queue"], normalize)
-        if "paired" in x:
-            others = rows_of(x["paired"][i], normalize)
-        logits = [s(q[i], k[i]) / t] + [s(q[i], n) / t for n in others]
-        if "hard" in x:
-            hard = rows_of(x["hard"], normalize)
-            logits += [s(q[i], hard[j]) / t + (weight if i == j else 0) for j in range(BATCH)]
-        total += log_sum_exp(jnp.stack(logits)) - logits[0]
-    return total / BATCH
+    s = lambda a, b: (jnp.mean if similarity == "mean" else jnp.sum)(a * b, axis=-1) / t
+    i = np.arange(BATCH)
+    if "queue" in x:
+        others = s(q[:, None], rows_of(x["queue"], normalize)[None])
+    elif "paired" in x:
+        others = s(q[:, None], rows_of(x["paired"], normalize))
+    else:
+        others = s(q[:, None], k[np.array([[j for j in i if j != r] for r in i])])
+    if "hard" in x:
+        own = s(q[:, None], rows_of(x["hard"], normalize)[None]) + weight * np.eye(BATCH)
+        others = jnp.concatenate([others, own], axis=1)
+    logits = jnp.concatenate([s(q, k)[:, None], others], axis=1)
+    return jnp.mean(log_sum_exp(logits) - logits[:, 0])
 
 
 def sup_con_reference(x, shared, contrast="all", base_temperature=None):
     z, t = rows_of(x["features"]), shared["temperature"]
-    views = [(i, v) for i in range(BATCH) for v in range(z.shape[1])]
-    labels = np.asarray(x["labels"]) if "labels" in x else np.full(BATCH, -1)
-    s = {(a, c): z[a] @ z[c] / t for a in views for c in views}
+    views = np.array([(i, v) for i in range(BATCH) for v in range(z.shape[1])])
+    example, labels = views[:, 0], np.asarray(x["labels"]) if "labels" in x else np.full(BATCH, -1)
+    label = labels[example]
+    s = z.reshape(len(views), -1) @ z.reshape(len(views), -1).T / t
     losses = []
-    for a in views if contrast == "all" else [a for a in views if a[1] == 0]:
-        others = [c for c in views if c != a]
-        positives = [c for c in others if c[0] == a[0] or labels[c[0]] == labels[a[0]] >= 0]
-        if positives:
-            lse = log_sum_exp(jnp.stack([s[a, c] for c in others]))
-            losses.append(sum(lse - s[a, c] for c in positives) / len(positives))
-    return sum(losses) / len(losses) * (1 if base_temperature is None else t / base_temperature)
+    for a in range(len(views)) if contrast == "all" else np.flatnonzero(views[:, 1] == 0):
+        others = np.flatnonzero(np.arange(len(views)) != a)
+        positive = [c for c in others if example[c] == example[a] or label[c] == label[a] >= 0]
+        if positive:
+            losses.append((a, others, np.array(positive)))
+    lse = log_sum_exp(jnp.stack([s[a, others] for a, others, _ in losses]))
+    to_positives = jnp.stack([s[a, positive].mean() for a, _, positive in losses])
+    return jnp.mean(lse - to_positives) * (1 if base_temperature is None else t / base_temperature)
 
 
 def uni_cl_reference(x, shared):
@@ -65,8 +66,7 @@ def uni_cl_reference(x, shared):
 
     def one_way(logits, target):
         target = target / target.sum(axis=1, keepdims=True)
-        lse = jnp.stack([log_sum_exp(row) for row in logits])
-        return -(target * (logits - lse[:, None])).sum() / BATCH
+        return -(target * (logits - log_sum_exp(logits)[:, None])).sum() / BATCH
     return (one_way(logits, target) + one_way(logits.T, target.T)) / 2
 
 

@@ -232,6 +232,7 @@ def views(s, b=8, k=6, seed=0):
     return jax.random.normal(jax.random.key(seed), (s, b, k))
 
 
+@pytest.mark.slow
 def test_dino_over_all_pairs_is_that_over_other_pairs_and_own():
     s, t = views(3), views(2, seed=1)
     whole = functools.partial(dino, teacher_temperature=0.2)
@@ -428,6 +429,7 @@ def test_no_masked_patch_at_all_is_no_loss():
     assert not any(jax.jit(functools.partial(ibot, teacher_temperature=0.1, metrics=True))(s, s, mask)[1].values())
 
 
+@pytest.mark.slow
 def test_bfloat16_is_computed_in_float32():
     x, mask = views(2).astype(jnp.bfloat16), jnp.ones((2, 8), bool)
 

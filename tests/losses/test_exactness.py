@@ -1,4 +1,5 @@
 """Every loss x way of meeting x devices x tiling x dtype against its float64 reference. See tests/exactness.py."""
+import functools
 import itertools
 
 import jax.numpy as jnp
@@ -14,19 +15,27 @@ DTYPES = jnp.float32, jnp.bfloat16
 
 
 def matrix():
-    """All combinations. Three of each loss are fast; going round, they meet every comm, device count, tiling and dtype."""
+    """All combinations. Two of each loss are fast; going round, they meet every comm, device count, tiling and dtype."""
+    seen = set()
     for k, (name, case) in enumerate(CASES.items()):
         options = list(ways(case.takes))
-        fast = {(DEVICES[(k + i) % 4], (k + 2 * i + i // 2) % len(options), DTYPES[i == 2]) for i in range(3)}
+        fast = {(DEVICES[(k + i) % 4], (k + 4 * i) % len(options), DTYPES[i]) for i in range(2)}
+        if (loss := name.split(" ")[0]) in seen:
+            fast = set()  # another form of a loss that is covered
+        seen.add(loss)
         for n, (i, how), dtype in itertools.product(DEVICES, enumerate(options), DTYPES):
             yield pytest.param(name, n, how, dtype, marks=() if (n, i, dtype) in fast else pytest.mark.slow,
                                id=f"{name}-{n}-{'-'.join(map(str, how.values()))}-{jnp.dtype(dtype).name}")
 
 
+@functools.lru_cache(maxsize=None)
+def reference(name, dtype):
+    return expected(CASES[name], dtype)
+
+
 @pytest.mark.parametrize("name, devices, how, dtype", list(matrix()))
 def test_value_and_gradients(name, devices, how, dtype):
-    case = CASES[name]
-    compare(measured(case, devices, dtype, **how), expected(case, dtype), dtype)
+    compare(measured(CASES[name], devices, dtype, **how), reference(name, dtype), dtype)
 
 
 def test_no_loss_is_left_out():

@@ -134,6 +134,7 @@ def test_equals_cpc():
         np.testing.assert_allclose(hits, c["out_acc_steps_f64"][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ntxent_of_metric_learning_is_that_of_all_positive_pairs():
     for p, c in cases("pml"):
         if p["loss"] != "NTXentLoss":
@@ -190,6 +191,7 @@ def test_one_queue_for_all_is_each_querys_own_when_repeated():
                                    compiled(q, k, negatives=queue, temperature=0.1, **options), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_rows_are_compared_in_float32():
     q, k, queue = (jnp.asarray(x, jnp.bfloat16) for x in (*views(8), normal(9, 8)))
     for negatives in (None, queue, jnp.broadcast_to(queue, (16, 9, 8))):

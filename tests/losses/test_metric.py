@@ -103,6 +103,7 @@ def test_equals_pytorch_metric_learning_in_float32(i):
 NOT_STORED = "triplet hard", "soft_nearest_neighbor"  # the originals' numbers are above, float32 in test_exactness.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in NOT_STORED else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_equals_the_reference_in_float64(name):
     case = CASES[name]
@@ -189,6 +190,7 @@ def test_soft_nearest_neighbor_of_a_corner():
 # Symmetries.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELLED)
 def test_neither_order_nor_rotation_nor_the_names_of_labels_matter(name):
     x, random = classes(), np.random.default_rng(1)
@@ -296,6 +298,7 @@ def assert_metrics(name, got):
         np.testing.assert_allclose(got[k], want[k], rtol=1e-5, err_msg=k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", (*LABELLED, "n_pair"))
 def test_metrics_against_loops_over_pairs_and_triplets(name):
     rows, shared = rows_of(name), CASES[name].shared

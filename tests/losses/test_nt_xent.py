@@ -82,6 +82,7 @@ def test_symmetries():
     np.testing.assert_allclose(nt_xent(z1[order], z2[order], temperature=0.2), loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_large_similarities_stay_finite():
     z1, z2 = views(8, 4)
     for options in ({}, {"block": 3}):
@@ -91,6 +92,7 @@ def test_large_similarities_stay_finite():
     assert np.isfinite(jax.grad(functools.partial(nt_xent, temperature=0.1))(zero, z2)).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_rows_are_compared_in_float32():
     z = views(32, 16, dtype=jnp.bfloat16)
     loss = nt_xent(*z, temperature=0.1, normalize=False)
@@ -99,7 +101,7 @@ def test_bfloat16_rows_are_compared_in_float32():
     np.testing.assert_allclose(loss, nt_xent(*wide, temperature=0.1, normalize=False), rtol=1e-6)
 
 
-@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("block", [5, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("temperature, norm", [(0.01, 1), (1e-3, 1), (0.05, 30)])
 def test_sharp_softmaxes_are_exact_where_one_shift_for_all_rows_underflows(temperature, norm, block):
     """Rows of very unlike logits leave the triangular sweep's common shift behind: its guard must notice."""
@@ -126,7 +128,8 @@ def test_a_batch_of_one_has_nothing_to_tell_apart():
     assert loss == 0 and not np.any(g)
 
 
-@pytest.mark.parametrize("how", [{}, {"block": 8}, {"block": 5}], ids=str)
+@pytest.mark.parametrize("how", [{"block": 5}, pytest.param({"block": 8}, marks=pytest.mark.slow),
+                                 pytest.param({}, marks=pytest.mark.slow)], ids=str)
 def test_equals_lightly(how):
     with jax.enable_x64(True):
         for parameters, c in cases("lightly_ntxent"):

@@ -148,6 +148,7 @@ def test_extremes_stay_finite(options):
     assert of_pairs(image[:1], text[:1], LABELS[:1], scale=1.0, **options) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_rows_are_compared_in_float32():
     z, image, text = (jnp.asarray(x, jnp.bfloat16) for x in (normal(16, 2, 6), *views(6)))
     for loss in (lambda z, u, v: of_views(z, LABELS, temperature=0.5, normalize=False),

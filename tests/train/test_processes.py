@@ -89,6 +89,7 @@ def test_processes_with_a_directory_each_are_refused(tmp_path):
     assert not (tmp_path / "0" / "run" / "checkpoints" / "0").exists()
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_takes_the_others_with_it(tmp_path):
     """Process 1 meets an unreadable picture in its share of a batch, beyond the limit; process 0 must not wait for it."""
     from PIL import Image
