@@ -14,5 +14,5 @@ from simclr_jax.losses.uni_cl import uni_cl
 
 __all__ = [
     "alignment", "clip", "contrastive", "cosine_regression", "dcl", "debiased", "dino", "hard_negative", "ibot",
-    "info_nce", "koleo", "lifted_structure", "n_pair", "nt_xent", "siglip", "sinkhorn", "soft_nearest_neighbor", "sup_con",
-    "triplet", "uni_cl", "uniformity"]
+    "info_nce", "koleo", "lifted_structure", "n_pair", "nt_xent", "siglip", "sinkhorn", "soft_nearest_neighbor",
+    "sup_con", "triplet", "uni_cl", "uniformity"]

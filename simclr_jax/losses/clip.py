@@ -32,8 +32,8 @@ def clip(image, text, *, scale, normalize=True, axis=None, comm="gather", block=
         gradient) or "ring" (passed from device to device with what is found for them, O(b D)). Images stay. Same value.
       block: side of a tile of the similarity matrix; None: a good default. Beyond embeddings and gradients memory is
         O(block^2). Arithmetic, in products of b x B x D: one, and three for the gradient, which makes tiles again.
-      metrics: also return {"accuracy", "entropy", "positive", "negative"} under `stop_gradient`: how often the other half
-        of the pair is the nearest, the entropy (nats) of the softmax (both means of the two directions), the mean
+      metrics: also return {"accuracy", "entropy", "positive", "negative"} under `stop_gradient`: how often the other
+        half of the pair is the nearest, the entropy (nats) of the softmax (both means of the two directions), the mean
         similarity (cosine, if normalised) of pairs and of what is no pair; means over this shard's rows.
 
     Returns:

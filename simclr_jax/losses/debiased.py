@@ -11,7 +11,7 @@ def dcl(z1, z2, *, temperature, sigma=None, normalize=True, axis=None, comm="gat
 
         loss = 1/2B sum_i [ log sum_{k not in (i, j(i))} exp(z_i.z_k / T) - w_i z_i.z_j(i) / T ]
 
-    with w_i = 1 or, given sigma, the w_i of its DCLW, 2 - exp(z_i.z_j / sigma) / mean_k exp(z_k.z_j(k) / sigma), no gradient.
+    with w_i = 1 or, given sigma, that of DCLW, 2 - exp(z_i.z_j / sigma) / mean_k exp(z_k.z_j(k) / sigma), no gradient.
 
     Args:
       z1, z2, temperature, normalize, axis, comm, block: as in `nt_xent`, of whose cost this is.
@@ -19,8 +19,8 @@ def dcl(z1, z2, *, temperature, sigma=None, normalize=True, axis=None, comm="gat
       metrics: also return what `nt_xent` does.
 
     Returns:
-      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With `metrics`,
-      (f32[], {name: f32[]}).
+      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With
+      `metrics`, (f32[], {name: f32[]}).
 
     Raises:
       ValueError: shapes that differ or are not [b, D], or an unknown comm.
@@ -43,7 +43,7 @@ def dcl(z1, z2, *, temperature, sigma=None, normalize=True, axis=None, comm="gat
 
 def debiased(z1, z2, *, temperature, tau_plus, normalize=True, axis=None, comm="gather", block=None, metrics=False):
     """Debiased contrastive loss: corrects for negatives that are of the anchor's own class (Chuang et al. 2020,
-    arXiv:2007.00224, eq. 7-8).
+    arXiv:2007.00224).
 
         loss = 1/2B sum_i -log e^(s_ij) / (e^(s_ij) + N g_i),    s = z.z / T, j = j(i), N = 2B - 2
         N g_i = max( (sum_{k not in (i, j)} e^(s_ik) - tau_plus N e^(s_ij)) / (1 - tau_plus), N e^(-1/T) )
@@ -55,8 +55,8 @@ def debiased(z1, z2, *, temperature, tau_plus, normalize=True, axis=None, comm="
       metrics: also return what `nt_xent` does, but the entropy.
 
     Returns:
-      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With `metrics`,
-      (f32[], {name: f32[]}).
+      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With
+      `metrics`, (f32[], {name: f32[]}).
 
     Raises:
       ValueError: shapes that differ or are not [b, D], or an unknown comm.
@@ -74,7 +74,7 @@ def debiased(z1, z2, *, temperature, tau_plus, normalize=True, axis=None, comm="
 def hard_negative(z1, z2, *, temperature, beta, tau_plus, normalize=True, axis=None, comm="gather", block=None,
                   metrics=False):
     """Hard-negative contrastive loss: negatives weigh by exp(beta s), more the nearer (Robinson et al. 2021,
-    arXiv:2010.04592, eq. 4), with the correction of `debiased`, in which the sum over negatives becomes
+    arXiv:2010.04592), with the correction of `debiased`, in which the sum over negatives becomes
 
         sum_k w_k e^(s_ik) / mean_k w_k,    w_k = e^(beta s_ik)
 
@@ -86,8 +86,8 @@ def hard_negative(z1, z2, *, temperature, beta, tau_plus, normalize=True, axis=N
       metrics: also return what `nt_xent` does, but the entropy.
 
     Returns:
-      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With `metrics`,
-      (f32[], {name: f32[]}).
+      f32[]: the mean over this shard's 2b rows; its `pmean` over `axis` is the loss of the global batch. With
+      `metrics`, (f32[], {name: f32[]}).
 
     Raises:
       ValueError: shapes that differ or are not [b, D], or an unknown comm.

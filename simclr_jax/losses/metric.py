@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax import dist
+from simclr_jax.losses.distance import distance, labelled, numbers, pair_means, pair_sums, pairs, squared_distance
+from simclr_jax.losses.mean import mean_over
 from simclr_jax.losses.sweep import OUT, check_comm, dot, sweep, wide
 from simclr_jax.losses.unit import unit
 
@@ -50,12 +52,12 @@ def contrastive(embeddings, labels, *, pos_margin=0.0, neg_margin=1.0, squared=F
     0.5858
     """
     rows = labelled("contrastive", embeddings, labels, normalize, axis, comm)
-    theta = _theta(rows, pos_margin=pos_margin, neg_margin=neg_margin)
+    theta = numbers(rows, pos_margin=pos_margin, neg_margin=neg_margin)
     seen = sweep(functools.partial(_contrastive, squared=squared, metrics=metrics), rows, rows, theta,
                  axis=axis, comm=comm, block=block)["sum"]
     total = {k: x.sum() for k, x in seen.items()}
-    loss = over(total["pull"], total["pulled"], axis) + over(total["push"], total["pushed"], axis)
-    return (loss, _pair_means(total, axis)) if metrics else loss
+    loss = mean_over(total["pull"], total["pulled"], axis) + mean_over(total["push"], total["pushed"], axis)
+    return (loss, pair_means(total, axis)) if metrics else loss
 
 
 def _contrastive(rows, keys, theta, squared, metrics):
@@ -65,7 +67,7 @@ def _contrastive(rows, keys, theta, squared, metrics):
     term = (lambda x: x * x / 2) if squared else lambda x: x
     return {"sum": {"pull": term(pull), "pulled": (pull > 0).astype(d.dtype),
                     "push": term(push), "pushed": (push > 0).astype(d.dtype),
-                    **(_pair_sums(d, positive, negative) if metrics else {})}}
+                    **(pair_sums(d, positive, negative) if metrics else {})}}
 
 
 def n_pair(anchor, positive, *, temperature=1.0, l2=0.0, normalize=True, axis=None, comm="gather", block=None,
@@ -169,7 +171,7 @@ def lifted_structure(embeddings, labels, *, pos_margin=0.0, neg_margin=1.0, gene
     0.2402
     """
     rows = labelled("lifted_structure", embeddings, labels, normalize, axis, comm)
-    theta = _theta(rows, pos_margin=pos_margin, neg_margin=neg_margin)
+    theta = numbers(rows, pos_margin=pos_margin, neg_margin=neg_margin)
     meet = functools.partial(sweep, axis=axis, comm=comm, block=block)
     seen = meet(functools.partial(_lifted_lse, generalized=generalized, metrics=metrics), rows, rows, theta)
     negatives = seen["lse"]["negatives"]
@@ -177,14 +179,14 @@ def lifted_structure(embeddings, labels, *, pos_margin=0.0, neg_margin=1.0, gene
         positives = seen["lse"]["positives"]
         anchors, full = positives > OUT, (positives > OUT) & (negatives > OUT)
         total = jnp.where(full, jax.nn.relu(jnp.where(full, positives, 0) + jnp.where(full, negatives, 0)), 0)
-        loss = over(total.sum(), anchors.astype(total.dtype).sum(), axis)
+        loss = mean_over(total.sum(), anchors.astype(total.dtype).sum(), axis)
     else:
         # Of rows without negatives a finite stand-in for log 0: differences of infinities would make gradients NaN.
         none = jnp.finfo(negatives.dtype).min / 4
         rows = rows | {"negatives": jnp.where(negatives > OUT, negatives, none)}
         pair = meet(_lifted_pairs, rows, rows, theta)["sum"]
-        loss = over(pair["loss"].sum(), pair["pairs"].sum(), axis)
-    return (loss, _pair_means({k: x.sum() for k, x in seen["sum"].items()}, axis)) if metrics else loss
+        loss = mean_over(pair["loss"].sum(), pair["pairs"].sum(), axis)
+    return (loss, pair_means({k: x.sum() for k, x in seen["sum"].items()}, axis)) if metrics else loss
 
 
 def _lifted_lse(rows, keys, theta, generalized, metrics):
@@ -192,7 +194,7 @@ def _lifted_lse(rows, keys, theta, generalized, metrics):
     lse = {"negatives": jnp.where(negative, theta["neg_margin"] - d, OUT)}
     if generalized:
         lse["positives"] = jnp.where(positive, d - theta["pos_margin"], OUT)
-    return {"lse": lse} | ({"sum": _pair_sums(d, positive, negative)} if metrics else {})
+    return {"lse": lse} | ({"sum": pair_sums(d, positive, negative)} if metrics else {})
 
 
 def _lifted_pairs(rows, keys, theta):
@@ -233,18 +235,18 @@ def soft_nearest_neighbor(embeddings, labels, *, temperature, normalize=True, ax
     0.2395
     """
     rows = labelled("soft_nearest_neighbor", embeddings, labels, normalize, axis, comm)
-    seen = sweep(functools.partial(_soft_nearest, metrics=metrics), rows, rows, _theta(rows, temperature=temperature),
+    seen = sweep(functools.partial(_soft_nearest, metrics=metrics), rows, rows, numbers(rows, temperature=temperature),
                  axis=axis, comm=comm, block=block, means=metrics)
     anchors = seen["lse"]["positives"] > OUT
     every, positives = (jnp.where(anchors, seen["lse"][k], 0) for k in ("all", "positives"))
-    mean = lambda x: over(jnp.where(anchors, x, 0).sum(), anchors.astype(every.dtype).sum(), axis)
+    mean = lambda x: mean_over(jnp.where(anchors, x, 0).sum(), anchors.astype(every.dtype).sum(), axis)
     loss = mean(every - positives)
     if not metrics:
         return loss
     return loss, {
         "accuracy": mean((seen["max"]["positive"] > seen["max"]["negative"]).astype(every.dtype)),
         "entropy": mean(lax.stop_gradient(every) - seen["mean"]["all"]),
-        **_pair_means({k: x.sum() for k, x in seen["sum"].items()}, axis),
+        **pair_means({k: x.sum() for k, x in seen["sum"].items()}, axis),
     }
 
 
@@ -254,77 +256,6 @@ def _soft_nearest(rows, keys, theta, metrics):
     out = {"lse": {"all": jnp.where(positive | negative, s, OUT), "positives": jnp.where(positive, s, OUT)}}
     if metrics:
         d = distance(*lax.stop_gradient((rows["x"], keys["x"])))
-        out["sum"] = _pair_sums(d, positive, negative)
+        out["sum"] = pair_sums(d, positive, negative)
         out["max"] = {"positive": jnp.where(positive, -squared, OUT), "negative": jnp.where(negative, -squared, OUT)}
     return out
-
-
-# What rows with labels and their distances have in common.
-
-
-def labelled(name, embeddings, labels, normalize, axis, comm):
-    """{"x": f32[b, D], "label": int[b], "id": i32[b]}: this shard's rows, and who each is among all rows."""
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"{name} wants embeddings [b, D] and integer labels [b], got {embeddings.shape} and "
-                         f"{labels.dtype}{list(labels.shape)}")
-    check_comm(comm)
-    x = unit(embeddings) if normalize else wide(embeddings)
-    return {"x": x, "label": labels, "id": dist.rows(x.shape[0], axis)}
-
-
-def pairs(rows, keys):
-    """(bool[n, m], bool[n, m]): which keys are a row's positives and which its negatives; neither is the row itself."""
-    other = rows["id"][:, None] != keys["id"]
-    same = (rows["label"][:, None] == keys["label"]) & (rows["label"][:, None] >= 0)
-    return other & same, other & ~same
-
-
-def squared_distance(x, y):
-    """f32[n, m], the squared Euclidean distances of x: f32[n, D] and y: f32[m, D].
-
-    |x|^2 + |y|^2 - 2 x.y is one matrix product; differences would be [n, m, D] and not on the matrix units. The price
-    is an error of a few eps (|x|^2 + |y|^2). Of unit rows in f32, the distance and its gradient have a relative error
-    of about 1e-6 at distance 1, 1e-4 at 0.1 and 1e-2 at 0.01 (worst of 256 pairs on a CPU, D up to 2048). Rows that
-    near are together already; of other labels, they are pushed in about the right direction all the same.
-    """
-    return jnp.maximum(_norms(x, y) - 2 * dot(x, y), 0)
-
-
-def distance(x, y):
-    """f32[n, m], the Euclidean distances. What rounding cannot tell from 0 is 0, without gradient.
-
-    So copies of a row are at distance 0, not at the root of a rounding error, and the root meets no 0. Of unit rows in
-    f32 that is a distance below 0.0028.
-    """
-    squared = squared_distance(x, y)
-    apart = squared > rounding(x, y)
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1)), 0)
-
-
-def rounding(x, y):
-    """f32[n, m], a bound of the error of `squared_distance`."""
-    return 32 * jnp.finfo(x.dtype).eps * lax.stop_gradient(_norms(x, y))
-
-
-def over(total, count, axis):
-    """total / count of the global batch, this shard's part: the `pmean` of it is the whole. 0 / 0 is 0."""
-    return total / jnp.maximum(dist.pmean(lax.stop_gradient(count), axis), 1 / dist.size(axis))
-
-
-def _norms(x, y):
-    return jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)
-
-
-def _theta(rows, **numbers):
-    return {k: jnp.asarray(x, rows["x"].dtype) for k, x in numbers.items()}
-
-
-def _pair_sums(d, positive, negative):
-    d = lax.stop_gradient(d)
-    return {"positive": jnp.where(positive, d, 0), "positives": positive.astype(d.dtype),
-            "negative": jnp.where(negative, d, 0), "negatives": negative.astype(d.dtype)}
-
-
-def _pair_means(total, axis):
-    return {k: over(total[k], total[f"{k}s"], axis) for k in ("positive", "negative")}

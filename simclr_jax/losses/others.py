@@ -1,9 +1,9 @@
 """The log-sum-exp over SimCLR's negatives: each row of both views against all rows of other examples.
 
-The matrix of similarities is symmetric. On one device a triangular sweep computes half of it: each tile serves its rows
-and, transposed, its columns. On several devices each computes its own rows against all, and symmetry spares the gradient
-its way home: row i's gradient needs P_ij and P_ji, and P_ji = exp(s_ij - lse_j) needs of row j two numbers only, its
-log-sum-exp and its cotangent. So no reduce-scatter follows.
+The matrix of similarities is symmetric. On one device a triangular sweep computes half of it: each tile serves its
+rows and, transposed, its columns. On several devices each computes its own rows against all, and symmetry spares the
+gradient its way home: row i's gradient needs P_ij and P_ji, and P_ji = exp(s_ij - lse_j) needs of row j two numbers only,
+its log-sum-exp and its cotangent. So no reduce-scatter follows.
 """
 import functools
 
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax import dist
+from simclr_jax.losses.pairs import cut
 from simclr_jax.losses.sweep import DENSE, OUT, dot, over, sweep, tile_of
 
-SIDE = 1024  # of a tile by default: 4 MiB of f32, the fastest power of two on CPUs
 FAINT = 1e-26  # a sum of exponentials below this has lost terms to underflow
 
 
@@ -81,13 +81,6 @@ _others.defvjp(_forward, _backward)
 # One device: tiles (i, j) with i <= j.
 
 
-def _tiles(x, block):
-    """Rows as [tiles, side, ...], the last filled up with zeros."""
-    side = min(block or SIDE, x.shape[0])
-    x = jnp.pad(x, ((0, -x.shape[0] % side),) + ((0, 0),) * (x.ndim - 1))
-    return x.reshape(-1, side, *x.shape[1:])
-
-
 def _mask(x, i, j, n, padded, fill):
     """Fills tile (i, j) where row and column are of one example or, if any are, beyond the n real ones."""
     row = i * x.shape[0] + lax.broadcasted_iota(jnp.int32, x.shape, 0)
@@ -108,7 +101,7 @@ def _close(similarity, x, y):
 
 def _triangle(z, scale, block, metrics):
     """lse and metrics under one shift for all rows, and whether it bounded them well: nothing over- or underflowed."""
-    n, tiles = z.shape[0], _tiles(z, block)
+    n, tiles = z.shape[0], cut(z, block)
     count, side, _ = tiles.shape
     shift = _bound(z, scale)
 
@@ -147,10 +140,10 @@ def _triangle(z, scale, block, metrics):
 
 def _triangle_gradient(block, bounded, z, scale, lse, g):
     """sum_j (g_i P_ij + g_j P_ji) z_j for every row i: each tile is made again once and serves both its sides."""
-    n, tiles = z.shape[0], _tiles(z, block)
+    n, tiles = z.shape[0], cut(z, block)
     count, side, _ = tiles.shape
     shift = _bound(z, scale)
-    lse, g = _tiles(lse, block), _tiles(g, block)
+    lse, g = cut(lse, block), cut(g, block)
     weight = g * jnp.exp(shift - lse)
 
     def shares(s, i, j):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax import dist
+from simclr_jax.losses.mean import mean_over
 from simclr_jax.losses.sweep import OUT, dot, sweep
 from simclr_jax.losses.unit import unit
 
@@ -63,7 +64,7 @@ def sup_con(features, labels=None, *, temperature, base_temperature=None, contra
     scale = 1 / jnp.asarray(temperature, jnp.promote_types(z.dtype, jnp.float32))
     each, has, report = to_positives(flat(views if contrast == "all" else 1), flat(views), scale, own=False, axis=axis,
                                      comm=comm, block=block, metrics=metrics)
-    loss = _over_all(each, has, axis)
+    loss = _mean(each, has, axis)
     if base_temperature is not None:
         loss = loss / (scale * base_temperature)
     return (loss, report) if metrics else loss
@@ -106,10 +107,10 @@ def to_positives(rows, keys, scale, *, own, axis, comm, block, metrics):
         return each, has, {}
     hit = seen["max"]["positive"] > seen["max"]["negative"]
     return each, has, lax.stop_gradient({
-        "accuracy": _over_all(hit.astype(each.dtype), has, axis),
-        "entropy": _over_all(jnp.where(has, lse - seen["mean"]["all"], 0), has, axis),
-        "positive": _over_all(total["positive"], total["positives"], axis),
-        "negative": _over_all(total["negative"], total["negatives"], axis),
+        "accuracy": _mean(hit.astype(each.dtype), has, axis),
+        "entropy": _mean(jnp.where(has, lse - seen["mean"]["all"], 0), has, axis),
+        "positive": _mean(total["positive"], total["positives"], axis),
+        "negative": _mean(total["negative"], total["negatives"], axis),
     })
 
 
@@ -120,7 +121,5 @@ def classes(loss, labels, ids):
     return jnp.where(labels < 0, -1 - ids, labels)
 
 
-def _over_all(x, count, axis):
-    """This shard's part of the mean of x over what is counted on all shards; 0 if that is nothing."""
-    number = dist.pmean(lax.stop_gradient(count.astype(x.dtype).sum()), axis)
-    return x.sum() / jnp.where(number > 0, number, 1)
+def _mean(x, count, axis):
+    return mean_over(x.sum(), count.astype(x.dtype).sum(), axis)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax import dist
-from simclr_jax.losses.metric import distance, labelled, over, pairs, rounding, squared_distance
+from simclr_jax.losses.distance import distance, labelled, pairs, rounding, squared_distance
+from simclr_jax.losses.mean import mean_over
 from simclr_jax.losses.sweep import OUT, TILE, sweep
 
 
@@ -63,10 +64,10 @@ def triplet(embeddings, labels, *, margin, mining="all", swap=False, smooth=Fals
         total = {k: x.sum() for k, x in _terms(far, near, valid, margin, smooth, False, metrics).items()}
     else:
         total = _all(rows, margin, swap, smooth, axis, comm, block, metrics)
-    loss = over(total["loss"], total["counted"], axis)
+    loss = mean_over(total["loss"], total["counted"], axis)
     if not metrics:
         return loss
-    return loss, {k: over(total[k], total["triplets"], axis) for k in ("active", "positive", "negative")}
+    return loss, {k: mean_over(total[k], total["triplets"], axis) for k in ("active", "positive", "negative")}
 
 
 def _terms(far, near, valid, margin, smooth, swapped, metrics):

@@ -1,5 +1,4 @@
 """The metric-learning losses as their papers write them, for the whole batch at once: dense, in float64."""
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 from losses.of_metric import BATCH, CASES, LABELS, classes, views
 from oracle import cases
 from simclr_jax import dist
-from simclr_jax.losses.metric import contrastive, distance, lifted_structure, n_pair, soft_nearest_neighbor
+from simclr_jax.losses.distance import distance
+from simclr_jax.losses.metric import contrastive, lifted_structure, n_pair, soft_nearest_neighbor
 from simclr_jax.losses.triplet import triplet
 
 LABELLED = ("contrastive", "triplet", "triplet with swap", "triplet hard", "lifted_structure",

@@ -1,5 +1,4 @@
 """Shards that count differently; and the usual mistakes, each of which must turn the exactness test red."""
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
