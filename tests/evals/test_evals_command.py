@@ -70,6 +70,7 @@ def test_refusals(run, flags, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_folder_without_classes_trains_and_is_drawn_in_place_of_scored(tmp_path, capsys):
     import numpy as np
     from PIL import Image

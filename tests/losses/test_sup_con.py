@@ -121,6 +121,7 @@ def test_symmetries():
                                of_pairs(image, text, LABELS, text_labels=TEXT_LABELS, scale=5.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"block": 3}], ids=str)
 def test_anchors_without_a_positive_do_not_count(options):
     z = jnp.asarray(normal(6, 5))[:, None]

@@ -34,6 +34,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_twice_the_same_command_is_twice_the_same_run(unbroken, tmp_path):
     train(tmp_path, "--config.profile.start=2", "--config.profile.steps=2", "--config.pictures=true")  # only watched
     assert state_of(tmp_path) == state_of(unbroken)
@@ -89,6 +90,7 @@ def test_a_run_resumed_on_other_devices_sees_the_same_and_loses_the_same(unbroke
         np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_devices_of_a_run_are_kept_on_resume(tmp_path, monkeypatch, capsys):
     stop_after(monkeypatch, 2)
     with pytest.raises(SystemExit):
