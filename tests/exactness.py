@@ -29,9 +29,21 @@ class Case(NamedTuple):
     takes: tuple = ("comm", "block")
 
 
-def value_and_grad(f, **options):
+def value_and_grad(f, *args, **options):
     """jax.value_and_grad under jit: a test then compiles one program and not one for every operation."""
-    return jax.jit(jax.value_and_grad(f, **options))
+    return jax.jit(jax.value_and_grad(f, *args, **options))
+
+
+def close(got, want, gradients=(), wanted=()):
+    """What float64 input must meet."""
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    assert len(gradients) == len(wanted)
+    for g, w in zip(gradients, wanted):
+        np.testing.assert_allclose(g, w, rtol=1e-7, atol=1e-10)
+
+
+def f64(x):
+    return jnp.asarray(x, jnp.float64)
 
 
 def normal(*shape, seed=0):

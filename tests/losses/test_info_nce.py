@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from exactness import normal, views
+from exactness import close, f64, normal, value_and_grad, views
 from oracle import DATA, cases
 from simclr_jax import dist
 from simclr_jax.losses.info_nce import info_nce
@@ -16,27 +16,11 @@ from simclr_jax.losses.unit import unit
 compiled = jax.jit(info_nce, static_argnames=("similarity", "normalize", "comm", "block", "metrics"))
 
 
-def close(got, want, gradients=(), wanted=()):
-    """What float64 input must meet."""
-    np.testing.assert_allclose(got, want, rtol=1e-9)
-    assert len(gradients) == len(wanted)
-    for g, w in zip(gradients, wanted):
-        np.testing.assert_allclose(g, w, rtol=1e-7, atol=1e-10)
-
-
-def f64(x):
-    return jnp.asarray(x, jnp.float64)
-
-
-def graded(fn, *args, **options):
-    return jax.jit(jax.value_and_grad(fn, *args, **options))
-
-
 def test_equals_info_nce_pytorch():
     for p, c in cases("infonce"):
         given = {"query": c["q"], "key": c["pos"]} | ({} if p["mode"] == "in-batch" else {"negatives": c["neg"]})
         with jax.enable_x64(True):
-            loss, g = graded(lambda x: info_nce(**x, temperature=p["temperature"]))(jax.tree.map(f64, given))
+            loss, g = value_and_grad(lambda x: info_nce(**x, temperature=p["temperature"]))(jax.tree.map(f64, given))
         names = {"query": "q", "key": "pos", "negatives": "neg"}
         close(loss, c["out_loss_f64"], g.values(), [c[f"grad_{names[k]}_f64"] for k in g])
 
@@ -47,7 +31,7 @@ def test_replays_moco_v2():
             # The stored queue has unit columns in f32 only, and the original does not normalise them again.
             return info_nce(unit(im_q @ wq.T), unit(im_k @ wk.T), negatives=queue.T, temperature=p["T"],
                             normalize=False, block=5)
-        step = graded(loss_of)
+        step = value_and_grad(loss_of)
         with jax.enable_x64(True):
             wq = wk = f64(c["w0"])
             queue, at = f64(c["queue0"]), 0
@@ -71,7 +55,7 @@ def test_equals_moco_v3():
         with jax.enable_x64(True):
             q1, q2, k1, k2 = (f64(c[n]) for n in ("q1", "q2", "k1", "k2"))
             # The original multiplies by 2T and adds both directions.
-            loss, g = graded(lambda q1, q2: 2 * p["T"] * (one_way(q1, k2) + one_way(q2, k1)), (0, 1))(q1, q2)
+            loss, g = value_and_grad(lambda q1, q2: 2 * p["T"] * (one_way(q1, k2) + one_way(q2, k1)), (0, 1))(q1, q2)
         close(loss, c["out_loss_f64"], g, [c["grad_q1_f64"], c["grad_q2_f64"]])
 
 
@@ -104,7 +88,7 @@ def test_equals_simcse():
             return info_nce(first, second, hard_negatives=hard[0] if hard else None,
                             hard_negative_weight=p["hard_negative_weight"], temperature=p["temp"])
         with jax.enable_x64(True):
-            loss, g = graded(loss_of)(f64(c["hidden"]))
+            loss, g = value_and_grad(loss_of)(f64(c["hidden"]))
         close(loss, c["out_loss_f64"], [g], [c["grad_hidden_f64"]])
 
 
@@ -128,7 +112,7 @@ def test_equals_cpc():
                 hits.append(score(np.where(index == at, other, index))[1]["accuracy"])
             return sum(losses), (jnp.stack(losses), jnp.stack(hits))
         with jax.enable_x64(True):
-            (loss, (steps, hits)), g = graded(loss_of, has_aux=True)({n: f64(c[n]) for n in ("c", "z", "W")})
+            (loss, (steps, hits)), g = value_and_grad(loss_of, has_aux=True)({n: f64(c[n]) for n in ("c", "z", "W")})
         close(loss, c["out_loss_f64"], g.values(), [c[f"grad_{n}_f64"] for n in g])
         close(steps, c["out_loss_steps_f64"][0])
         np.testing.assert_allclose(hits, c["out_acc_steps_f64"][0], rtol=1e-6)
@@ -154,7 +138,7 @@ def test_ntxent_of_metric_learning_is_that_of_all_positive_pairs():
                 total += len(i) * info_nce(z[i], z[j], negatives=z[others], temperature=p["temperature"])
             return total / len(pairs)
         with jax.enable_x64(True):
-            loss, g = graded(loss_of)(f64(c["embeddings"]))
+            loss, g = value_and_grad(loss_of)(f64(c["embeddings"]))
         close(loss, c["out_loss_f64"], [g], [c["grad_embeddings_f64"]])
 
 
@@ -255,7 +239,7 @@ def test_metrics_carry_no_gradient():
 def test_extremes_stay_finite(options):
     q, k = map(jnp.asarray, views(6))
     zero = jnp.zeros_like(q)
-    fn = graded(lambda x, t: info_nce(**x, temperature=t, metrics=True, **options), (0, 1), has_aux=True)
+    fn = value_and_grad(lambda x, t: info_nce(**x, temperature=t, metrics=True, **options), (0, 1), has_aux=True)
     for q, k, t, more in [(zero, zero, 0.01, {}), (q, k, 1e-3, {}), (q, -q, 0.01, {}), (q, -q, 0.01, {"negatives": q}),
                           (q, k, 0.01, {"negatives": jnp.zeros((16, 5, 6))}), (zero, k, 0.01, {"negatives": zero})]:
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fn({"query": q, "key": k, **more}, t)))
@@ -264,7 +248,7 @@ def test_extremes_stay_finite(options):
 @pytest.mark.parametrize("options", [{}, {"block": 3}], ids=str)
 def test_without_negatives_the_loss_is_nothing(options):
     q, k = (jnp.asarray(x[:1]) for x in views(4))
-    (loss, report), g = graded(lambda q: info_nce(q, k, temperature=0.1, metrics=True, **options), has_aux=True)(q)
+    (loss, report), g = value_and_grad(lambda q: info_nce(q, k, temperature=0.1, metrics=True, **options), has_aux=True)(q)
     assert loss == 0 and not np.any(g)
     assert report["accuracy"] == 1 and report["entropy"] == 0 and report["negative"] == 0
 

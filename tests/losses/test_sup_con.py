@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from exactness import normal, views
+from exactness import close, f64, normal, value_and_grad, views
 from losses.of_softmax import LABELS, TEXT_LABELS
 from oracle import cases
 from simclr_jax import dist
@@ -18,29 +18,13 @@ of_views, of_pairs = jax.jit(sup_con, static_argnames=STATIC), jax.jit(uni_cl, s
 METRICS = "accuracy", "entropy", "positive", "negative"
 
 
-def close(got, want, gradients=(), wanted=()):
-    """What float64 input must meet."""
-    np.testing.assert_allclose(got, want, rtol=1e-9)
-    assert len(gradients) == len(wanted)
-    for g, w in zip(gradients, wanted):
-        np.testing.assert_allclose(g, w, rtol=1e-7, atol=1e-10)
-
-
-def f64(x):
-    return jnp.asarray(x, jnp.float64)
-
-
-def graded(fn, *args, **options):
-    return jax.jit(jax.value_and_grad(fn, *args, **options))
-
-
 def test_equals_supcontrast():
     for p, c in cases("supcontrast"):
         labels, block = (jnp.asarray(c["labels"]), 5) if p["labels"] else (None, None)
         options = dict(temperature=p["temperature"], base_temperature=p["base_temperature"], normalize=False,
                        contrast=p["contrast_mode"], block=block)
         with jax.enable_x64(True):
-            loss, g = graded(lambda z: sup_con(z, labels, **options))(f64(c["features"]))
+            loss, g = value_and_grad(lambda z: sup_con(z, labels, **options))(f64(c["features"]))
         close(loss, c["out_loss_f64"], [g], [c["grad_features_f64"]])
 
 
@@ -50,7 +34,7 @@ def test_equals_pytorch_metric_learning_with_one_view():
             continue
         labels = jnp.asarray(c["labels"])
         with jax.enable_x64(True):
-            loss, g = graded(lambda z: sup_con(z[:, None], labels, temperature=p["temperature"]))(
+            loss, g = value_and_grad(lambda z: sup_con(z[:, None], labels, temperature=p["temperature"]))(
                 f64(c["embeddings"]))
         close(loss, c["out_loss_f64"], [g], [c["grad_embeddings_f64"]])
 
@@ -59,7 +43,7 @@ def test_equals_the_formula_of_unicl_run_in_pytorch():
     for (p, c), block in zip(cases("unicl"), (None, 5)):
         labels = jnp.asarray(c["labels"])
         with jax.enable_x64(True):
-            loss, g = graded(
+            loss, g = value_and_grad(
                 lambda u, v, s: uni_cl(u, v, labels, scale=s, normalize=False, block=block), (0, 1, 2))(
                     *(f64(c[n]) for n in ("image", "text", "logit_scale")))
         close(loss, c["out_loss_f64"], g, [c[f"grad_{n}_f64"] for n in ("image", "text", "logit_scale")])
@@ -132,7 +116,7 @@ def test_anchors_without_a_positive_do_not_count(options):
     want = np.mean([np.log(np.exp(s[i]).sum()) - s[0, 1] for i in (0, 1)])  # the other four only are negatives
     np.testing.assert_allclose(sup_con(z, labels, temperature=0.5, **options), want, rtol=1e-5)
     for z, labels in ((z, jnp.arange(6)), (z[:1], None)):  # none has a positive; the last no candidate either
-        (loss, report), g = graded(lambda z: sup_con(z, labels, temperature=0.5, metrics=True, **options),
+        (loss, report), g = value_and_grad(lambda z: sup_con(z, labels, temperature=0.5, metrics=True, **options),
                                                has_aux=True)(z)
         assert loss == 0 and not np.any(g)
         assert all(np.isfinite(x) for x in report.values()) and report["accuracy"] == 0
@@ -141,8 +125,8 @@ def test_anchors_without_a_positive_do_not_count(options):
 @pytest.mark.parametrize("options", [{}, {"block": 3}], ids=str)
 def test_extremes_stay_finite(options):
     z, image, text = jnp.asarray(normal(16, 2, 6)), *map(jnp.asarray, views(6))
-    views_of = graded(lambda z, t: sup_con(z, LABELS, temperature=t, **options), (0, 1))
-    pairs_of = graded(lambda u, v, s: uni_cl(u, v, LABELS, scale=s, **options), (0, 1, 2))
+    views_of = value_and_grad(lambda z, t: sup_con(z, LABELS, temperature=t, **options), (0, 1))
+    pairs_of = value_and_grad(lambda u, v, s: uni_cl(u, v, LABELS, scale=s, **options), (0, 1, 2))
     for result in (views_of(z, 1e-3), views_of(0 * z, 0.01), pairs_of(image, text, 100.0),
                    pairs_of(0 * image, text, 100.0)):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
