@@ -13,14 +13,15 @@ import optax
 
 from simclr_jax.errors import UsageError
 
-# Norms' and biases' parameters, by the names `nets/` gives them: no decay, no layer-wise adaptation.
-NORMS_AND_BIASES = ((r"(^|/)(bias|scale)$", 0.0), (r".*", 1.0))
+# Norms' and biases' parameters by the names `nets/` gives them, and those of a loss: no decay, no layer-wise adaptation.
+NORMS_AND_BIASES = ((r"(^|/)(bias|scale|layer_scale|logit_scale|logit_bias)$", 0.0), (r".*", 1.0))
 
 
 class Optimiser(NamedTuple):
     tx: optax.GradientTransformation
     rate: Callable  # step -> learning rate, before `rates`
     report: Callable  # params -> [str], one line for each thing that is left out
+    at_bounds: Callable  # params -> [str], one line for each parameter of which a value sits at a bound
 
 
 def total_steps(examples: int, epochs: float, batch: int) -> int:
@@ -48,10 +49,10 @@ def warmup_cosine(top: float, warmup: int, total: int, final: float = 0.0) -> Ca
 
 
 def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear", schedule: str = "cosine",
-         warmup_epochs: float = 10.0, final: float = 0.0, weight_decay: float = 1e-6, momentum: float = 0.9,
-         nesterov: bool = False, trust: float = 0.001, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-         decay: tuple = NORMS_AND_BIASES, adapt: tuple = NORMS_AND_BIASES, rates: tuple = (), freeze: tuple = (),
-         batch: int, steps: int, examples: int) -> Optimiser:
+         warmup_epochs: float = 10.0, warmup_steps: int = 0, final: float = 0.0, weight_decay: float = 1e-6,
+         momentum: float = 0.9, nesterov: bool = False, trust: float = 0.001, b1: float = 0.9, b2: float = 0.999,
+         eps: float = 1e-8, clip_norm: float = 0.0, decay: tuple = NORMS_AND_BIASES, adapt: tuple = NORMS_AND_BIASES,
+         rates: tuple = (), freeze: tuple = (), bounds: tuple = (), batch: int, steps: int, examples: int) -> Optimiser:
     """An optimiser from a config.
 
     Args:
@@ -59,20 +60,27 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
         the buffer (tf2/lars_optimizer.py). "lars_byol": the rate after the momentum (also MoCo v3's); the two differ as
         soon as the rate moves. "sgd": decay, momentum, rate. "adamw": decoupled decay.
       lr, scaling: base rate and how it grows with the batch (see `peak`).
-      schedule: "cosine" or "constant" after a warm-up of `warmup_epochs`; final: the last rate, as a share of the peak.
+      schedule: "cosine" or "constant" after a warm-up of `warmup_steps`, or of `warmup_epochs` if that is 0; final: the
+        last rate, as a share of the peak.
       weight_decay, momentum, nesterov, trust, b1, b2, eps: as usual; each where it applies.
+      clip_norm: longest gradient (all that is trained, as one vector) before anything else; 0: not clipped.
       decay, adapt, rates: rules (regex, factor) on weight decay, on layer-wise adaptation (0 or 1), on the rate.
-      freeze: regexes of parameters that do not move.
+      freeze: regexes of parameters that do not move; they have no optimiser state.
+      bounds: rules (regex, least, most) between which a parameter is brought back after each update, as CLIP's
+        temperature is.
       batch, steps, examples: of the run.
 
     Raises:
       UsageError: an unknown name, a rule that is no (regex, value) pair or no regex.
     """
+    if clip_norm < 0 or warmup_steps < 0:
+        raise UsageError(f"config.optim.clip_norm={clip_norm} and warmup_steps={warmup_steps}, wanted 0 or more of both")
     frozen = tuple((r, 0.0) for r in freeze)
     for rule_set, rules in (("decay", decay), ("adapt", adapt), ("rates", rates), ("freeze", frozen)):
         _check(rule_set, rules)
+    _check("bounds", bounds, numbers=2)
     top = peak(lr, batch, scaling)
-    warmup = int(round(warmup_epochs * examples // batch))
+    warmup = warmup_steps or int(round(warmup_epochs * examples // batch))
     if schedule == "cosine":
         rate = warmup_cosine(top, warmup, steps, final * top)
     elif schedule == "constant":
@@ -93,33 +101,56 @@ def make(*, name: str = "lars_simclr", lr: float = 0.3, scaling: str = "linear",
     }
     if name not in chains:
         raise UsageError(f"config.optim.name={name!r}, wanted one of {', '.join(chains)}")
-    links = chains[name] + ((_scale((*frozen, *rates)),) if rates or freeze else ())
+    first = (optax.clip_by_global_norm(clip_norm),) if clip_norm else ()
+    last = ((_scale(rates),) if rates else ()) + ((_bounded(bounds),) if bounds else ())
+    tx = optax.chain(*first, *chains[name], *last)
+    if freeze:
+        def still(params):
+            return _by_rule((*frozen, (".*", 1.0)), params, lambda v: v == 0)
+        tx = optax.chain(optax.masked(tx, lambda p: jax.tree.map(lambda held: not held, still(p))),
+                         optax.masked(optax.set_to_zero(), still))
 
     def report(params):
         sets = [("weight decay", decay, lambda v: v == 0)] if weight_decay else []
         sets += [("layer adaptation", adapt, lambda v: v == 0)] if name.startswith("lars") else []
         sets += [("rate of its own", rates, lambda v: True), ("frozen", frozen, lambda v: True)]
+        sets += [("bounded", tuple(rule[:2] for rule in bounds), lambda v: True)]
         lines = []
         for label, rules, chosen in sets:
             for regex, value in rules:
                 hit = [(n, p.size) for n, p in _named(params) if chosen(value) and _first(rules, n)[0] == regex]
                 if hit:
-                    what = f"x{value:g}" if label.startswith("rate") else "not applied" if label != "frozen" else ""
+                    what = f"x{value:g}" if label.startswith("rate") else "not applied" if label.startswith(
+                        ("weight", "layer")) else ""
                     lines.append(f"{label} {what}".strip() + f": {len(hit)} tensors, {sum(s for _, s in hit):,} "
                                  f"parameters, as {regex!r} (e.g. {hit[0][0]})")
-                elif label in ("rate of its own", "frozen"):
+                elif label in ("rate of its own", "frozen", "bounded"):
                     names = ", ".join(n for n, _ in _named(params)[:3])
                     raise UsageError(f"config.optim: {regex!r} ({label}) is found in no parameter's name; "
                                      f"names look like {names}")
         return lines
-    return Optimiser(optax.chain(*links), rate, report)
+
+    def at_bounds(params):
+        lines = []
+        for regex, least, most in bounds:
+            for n, p in _named(params):
+                if _first_bounds(bounds, n) != (regex, least, most):
+                    continue
+                p = jax.device_get(p)
+                for end, bound, sits in (("lower", least, p.min() <= least + 1e-6 * abs(least)),
+                                         ("upper", most, p.max() >= most - 1e-6 * abs(most))):
+                    if sits:
+                        lines.append(f"{n} sits at its {end} bound {bound:g} (config.optim.bounds)")
+        return lines
+    return Optimiser(tx, rate, report, at_bounds)
 
 
-def _check(rule_set, rules):
+def _check(rule_set, rules, numbers=1):
     for rule in rules:
-        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
-                and isinstance(rule[1], (int, float))):
-            raise UsageError(f"config.optim.{rule_set}: {rule!r} is no (regex, number) pair")
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 1 + numbers and isinstance(rule[0], str)
+                and all(isinstance(v, (int, float)) for v in rule[1:])):
+            raise UsageError(f"config.optim.{rule_set}: {rule!r} is no " + (
+                "(regex, number) pair" if numbers == 1 else "(regex, least, most)"))
         try:
             re.compile(rule[0])
         except re.error as e:
@@ -133,6 +164,19 @@ def _named(params):
 
 def _first(rules, name):
     return next(((r, v) for r, v in rules if re.search(r, name)), (None, 1.0))
+
+
+def _first_bounds(bounds, name):
+    return next((tuple(rule) for rule in bounds if re.search(rule[0], name)), None)
+
+
+def _bounded(bounds):
+    """Shortens updates so that parameters end within their bounds."""
+    def update(updates, params):
+        flat = [u if found is None else jnp.clip(p + u, *found[1:]) - p for (n, p), u, found in zip(
+            _named(params), jax.tree.leaves(updates), (_first_bounds(bounds, n) for n, _ in _named(params)), strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(updates), flat)
+    return optax.stateless(update)
 
 
 def _by_rule(rules, params, kind=float):

@@ -116,3 +116,65 @@ def test_refusals(wrong, message):
 def test_a_rule_that_nothing_obeys_is_refused():
     with pytest.raises(UsageError, match="'bakbone'.*found in no parameter"):
         constant(freeze=("bakbone",)).report({"backbone": {"kernel": jnp.ones(2)}})
+
+
+def test_bounds_bring_a_parameter_back_after_the_update_and_say_so():
+    params = {"logit_scale": jnp.float32(4.5), "kernel": jnp.float32([4.5, -4.5])}
+    grads = [{"logit_scale": jnp.float32(-1.0), "kernel": jnp.float32([-1.0, 1.0])}] * 2
+    made = constant(name="adamw", lr=0.2, weight_decay=0.0, bounds=(("logit_scale$", 0.0, np.log(100.0)),))
+    one, two = follow(made.tx, params, grads)
+    np.testing.assert_allclose(jnp.exp(one["logit_scale"]), 100, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(two["logit_scale"]), 100, rtol=1e-5)
+    np.testing.assert_allclose(two["kernel"], [4.9, -4.9], rtol=1e-4)  # which has no bounds
+    assert made.at_bounds(params) == []
+    assert "logit_scale sits at its upper bound 4.60517" in made.at_bounds(one)[0]
+    assert "lower bound 0" in made.at_bounds({**params, "logit_scale": jnp.float32(0.0)})[0]
+    with pytest.raises(UsageError, match=r"config.optim.bounds: \('x', 1.0\) is no \(regex, least, most\)"):
+        constant(bounds=(("x", 1.0),))
+
+
+def test_a_bounded_parameter_that_moves_inwards_is_left_alone():
+    made = constant(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, bounds=[["w", -1.0, 1.0]])
+    (got,) = follow(made.tx, {"w": jnp.float32([1.0, -1.0, 0.0])}, [{"w": jnp.float32([0.25, -0.5, 0.5])}])
+    np.testing.assert_array_equal(got["w"], [0.75, -0.5, -0.5])
+
+
+def test_clip_norm_shortens_the_whole_gradient_but_not_by_what_is_frozen():
+    grads = [{"head": jnp.float32([3.0, 4.0]), "stem": jnp.float32([100.0])}]
+    params = jax.tree.map(jnp.zeros_like, grads[0])
+    made = constant(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1.0, freeze=("^stem",))
+    (got,) = follow(made.tx, params, grads)
+    np.testing.assert_allclose(got["head"], [-0.6, -0.8], rtol=1e-6)
+    np.testing.assert_array_equal(got["stem"], [0.0])
+
+
+def test_what_is_frozen_has_no_optimiser_state_and_does_not_decay():
+    params = {"image": {"kernel": jnp.ones((50, 50))}, "text": {"kernel": jnp.ones(3)}}
+    made = constant(name="adamw", lr=0.1, weight_decay=0.5, freeze=("^image/",))
+    state = made.tx.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 50
+    (got,) = follow(made.tx, params, [jax.tree.map(jnp.ones_like, params)])
+    np.testing.assert_array_equal(got["image"]["kernel"], params["image"]["kernel"])
+    assert not np.allclose(got["text"]["kernel"], 1.0)
+
+
+def test_adamw_with_a_warm_up_in_steps_follows_its_formula():
+    rng = np.random.default_rng(1)
+    w, b1, b2, eps, wd = rng.normal(size=5), 0.9, 0.98, 1e-6, 0.2
+    grads = rng.normal(size=(6, 5))
+    made = optim.make(name="adamw", lr=0.5, scaling="none", warmup_steps=4, warmup_epochs=99.0, weight_decay=wd, b1=b1, b2=b2,
+                      eps=eps, batch=10, steps=8, examples=50)
+    got = follow(made.tx, {"kernel": jnp.asarray(w, jnp.float32)}, [{"kernel": jnp.asarray(g, jnp.float32)} for g in grads])
+    m, v = np.zeros(5), np.zeros(5)
+    for i, g in enumerate(grads):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        rate = 0.5 * (i / 4 if i < 4 else (1 + np.cos(np.pi * (i - 4) / 4)) / 2)
+        w = w - rate * (m / (1 - b1 ** (i + 1)) / (np.sqrt(v / (1 - b2 ** (i + 1))) + eps) + wd * w)
+        np.testing.assert_allclose(got[i]["kernel"], w, rtol=2e-5, atol=1e-6, err_msg=f"step {i}")
+
+
+def test_scale_and_bias_of_a_loss_do_not_decay():
+    params = {"logit_scale": jnp.float32(2.0), "logit_bias": jnp.float32(-10.0), "text": {"norm": {"scale": jnp.ones(2)}}}
+    made = constant(name="adamw", lr=0.1, weight_decay=0.5)
+    (got,) = follow(made.tx, params, [jax.tree.map(jnp.zeros_like, params)])
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, params))
