@@ -1,6 +1,8 @@
 """From a linen module to the `Net` that methods see."""
+import inspect
 import itertools
 import math
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,12 @@ from simclr_jax.types import Net
 STATS = "batch_stats"
 CUT = 0.87962566103423978  # standard deviation of a normal number cut off at 2
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DRAWN = ("kernel", "embedding")  # names of the leaves that `net` draws; all others start as their initialiser says
+DRAWS = {  # numbers of mean 0 and variance 1
+    "truncated": lambda key, n: jax.random.truncated_normal(key, -2.0, 2.0, (n,)) / CUT,
+    "normal": lambda key, n: jax.random.normal(key, (n,)),
+    "uniform": lambda key, n: jax.random.uniform(key, (n,), minval=-math.sqrt(3), maxval=math.sqrt(3)),
+}
 
 
 def compute_dtype(name: str, where: str):
@@ -25,43 +33,72 @@ def compute_dtype(name: str, where: str):
     return DTYPES[name]
 
 
+def wide(x):
+    """The dtype of outputs, norms and sums for x: f32, or f64 where x is."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def products(dtype, x):
+    """The dtype of products with x: that of the net, or f64 where x is."""
+    return x.dtype if x.dtype == jnp.float64 else dtype
+
+
 def fan_in(scale: float):
     """Initialiser for `net`: the standard deviation sqrt(scale / fan-in), everywhere."""
     return lambda key, shape, dtype=jnp.float32: jnp.full(shape, math.sqrt(scale / math.prod(shape[:-1])), dtype)
 
 
-def net(module: nn.Module, *, truncate: bool = True) -> Net:
+class Embedding(nn.Module):
+    """A table f32[shape] under the name "embedding", so that `net` draws it."""
+
+    shape: tuple
+    std: float
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", nn.initializers.constant(self.std), self.shape, jnp.float32)
+
+
+def net(module: nn.Module, *, draw: str | Callable = "truncated") -> Net:
     """The two functions of a module whose `__call__(x, train)` returns {"pooled": f32[b,D], "tokens": f32[b,N,D]}.
 
-    The module's initialisers are not random. They fill each leaf called "kernel" with its standard deviation, and
-    `init` multiplies it by normal numbers of mean 0 and variance 1, cut off at two standard deviations (before the
-    variance is made 1, as in Keras and Flax) if `truncate`. All of a net's are drawn at once: XLA takes most of a
-    second to compile a draw, so a kernel at a time a ResNet-18 took 15 s to start and so takes 1 s.
+    The module's initialisers are not random. They fill each leaf called "kernel" or "embedding" with its standard
+    deviation, and `init` multiplies it by numbers of mean 0 and variance 1. All of a net's are drawn at once: XLA takes
+    most of a second to compile a draw, so a kernel at a time a ResNet-18 took 15 s to start and so takes 1 s.
 
     `init` looks at x's shape and dtype only; a ShapeDtypeStruct will do. `stats` is the running batch statistics, {}
-    where the module has none. Such nets draw nothing at random when applied and look at every position: `key` and
-    `mask` change nothing.
+    where the module has none. `key` (one PRNG key a row) and `mask` reach modules whose `__call__` has parameters of
+    those names; other nets draw nothing at random when applied and look at every position.
+
+    Args:
+      draw: "truncated": normal numbers cut off at two standard deviations (before the variance is made 1, as in Keras
+        and Flax). "normal": not cut. "uniform". Or a function from a leaf's path, a tuple of names, to one of these.
     """
+    kind_of = draw if callable(draw) else lambda path: draw
+    takes = [name for name in ("key", "mask") if name in inspect.signature(type(module).__call__).parameters]
 
     def init(key, x):
         one = jnp.zeros((1, *x.shape[1:]), x.dtype)  # no parameter's shape depends on the number of rows
         variables = module.init(key, one, train=False)
         flat, treedef = jax.tree_util.tree_flatten_with_path(variables["params"])
-        kernels = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in flat]
-        if truncate:
-            draw = jax.random.truncated_normal(key, -2.0, 2.0, (sum(kernels),)) / CUT
-        else:
-            draw = jax.random.normal(key, (sum(kernels),))
-        leaves = [leaf * part.reshape(leaf.shape) if n else leaf
-                  for (_, leaf), n, part in zip(flat, kernels, jnp.split(draw, list(itertools.accumulate(kernels))))]
+        paths, leaves = [tuple(k.key for k in path) for path, _ in flat], [leaf for _, leaf in flat]
+        kinds = [kind_of(path) if path[-1] in DRAWN else None for path in paths]
+        used = [kind for kind in DRAWS if kind in kinds]
+        for n, kind in enumerate(used):
+            # Keys differ by kind: one key's uniform and normal numbers are functions of the same bits.
+            of_kind = [i for i in range(len(leaves)) if kinds[i] == kind]
+            sizes = [leaves[i].size for i in of_kind]
+            numbers = DRAWS[kind](key if len(used) == 1 else jax.random.fold_in(key, n), sum(sizes))
+            for i, part in zip(of_kind, jnp.split(numbers, list(itertools.accumulate(sizes[:-1])))):
+                leaves[i] = leaves[i] * part.reshape(leaves[i].shape)
         return jax.tree.unflatten(treedef, leaves), variables.get(STATS, {})
 
     def apply(params, stats, x, *, train, key=None, mask=None):
-        del key, mask
+        given = {name: value for name, value in (("key", key), ("mask", mask)) if name in takes}
         variables = {"params": params, STATS: stats}
         if not train:
-            return module.apply(variables, x, train=False), stats
-        out, changed = module.apply(variables, x, train=True, mutable=[STATS])
+            return module.apply(variables, x, train=False, **given), stats
+        out, changed = module.apply(variables, x, train=True, **given, mutable=[STATS])
         return out, changed.get(STATS, stats)
 
     # Compiled in one piece: run eagerly, every operation of a deep net would be compiled by itself.

@@ -39,7 +39,7 @@ def make(*, axis: str | None = None, layers: int = 3, hidden: int = 0, out: int 
         raise UsageError(f"{where}: hidden={hidden} out={out}, wanted out above 0 and hidden above 0, or 0 for the "
                          "input's width")
     parse(bn, where)
-    return net(Mlp(layers, hidden, out, last_bn, bn, axis, compute_dtype(dtype, where)), truncate=False)
+    return net(Mlp(layers, hidden, out, last_bn, bn, axis, compute_dtype(dtype, where)), draw="normal")
 
 
 class Mlp(nn.Module):
