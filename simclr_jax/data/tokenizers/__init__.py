@@ -1,0 +1,1 @@
+"""Tokenizers, a file each: `make(*, ..., length) -> simclr_jax.data.tokenizer.Tokenizer`."""
