@@ -1,5 +1,7 @@
-"""Small encoded sources, decoded once and kept: CIFAR and the like are then read at the speed of arrays."""
+"""What is kept once read: small sources whole (CIFAR and the like are then as fast as arrays), and recent captions."""
+import collections
 import functools
+import threading
 
 import numpy as np
 
@@ -44,4 +46,23 @@ def in_memory(source: Source) -> Source:
 
     def read(asked):
         return {**arrays.read(asked), "index": tensorflow().gather(index, asked)}
-    return arrays._replace(read=read, problems=source.problems)
+    return arrays._replace(read=read, problems=source.problems, captions=source.captions, shards=source.shards)
+
+
+class Recent:
+    """The captions of the images read last, so that what holds both is not read twice. For any thread."""
+
+    def __init__(self, count: int = 4096):
+        self._count, self._lock, self._kept = count, threading.Lock(), collections.OrderedDict()
+
+    def put(self, index: int, captions: tuple) -> None:
+        with self._lock:
+            self._kept[index] = captions
+            if len(self._kept) > self._count:
+                self._kept.popitem(last=False)
+
+    def get(self, index: int, read) -> tuple:
+        """The captions of `index`: kept, or else `read(index)`."""
+        with self._lock:
+            kept = self._kept.get(index)
+        return read(index) if kept is None else kept

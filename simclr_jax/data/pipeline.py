@@ -10,7 +10,7 @@ from typing import Iterator
 
 import numpy as np
 
-from simclr_jax.data import order
+from simclr_jax.data import captions, order
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.memory import in_memory
 from simclr_jax.data.source import Source, failed
@@ -21,7 +21,7 @@ _live = weakref.WeakSet()  # the iterators handed out
 
 
 def batches(source: Source, views, *, batch: int, seed: int, start_step: int = 0, process: tuple[int, int] = (0, 1),
-            workers: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+            workers: int | None = None, tokenizer=None) -> Iterator[dict[str, np.ndarray]]:
     """The training batches of one process, from a step on, without end.
 
     Args:
@@ -33,25 +33,30 @@ def batches(source: Source, views, *, batch: int, seed: int, start_step: int = 0
       process: (index, count) of this process.
       workers: threads that decode and augment; None: all cores but one, which is left to whoever feeds the device.
         The pixels do not depend on it.
+      tokenizer: for texts beside the images, something with `encode` (list of n str -> i32[n,L]) and `length` (L).
 
     Returns:
       An iterator of {"views": f32[b,V,S,S,3], "label": i32[b], "id": u32[b,2]} with b = batch / count; id is the
-      example's index in the source and its epoch. An unreadable example is replaced (see `source.of_encoded`); its id
-      stays.
+      example's index in the source and its epoch. With a tokenizer also "text" i32[b,L], one of each example's
+      captions, drawn by the row's key. An unreadable example is replaced (see `source.of_encoded`), and so is its
+      caption; its id stays.
 
     Raises:
-      UsageError: at once, for what cannot be dealt out or a recipe that cannot be; or from the iterator, when more
-        examples are unreadable than the source's `max_bad` allows.
+      UsageError: at once, for what cannot be dealt out, a recipe that cannot be, or a tokenizer for a source without
+        captions; or from the iterator, when more examples are unreadable than the source's `max_bad` allows.
     """
     tf = tensorflow()
     from simclr_jax.data import random, recipe
 
     if start_step < 0:
         raise UsageError(f"start_step={start_step}; wanted a step, 0 or later")
-    positions = order.make(seed, source.size, batch, process)
+    positions = order.make(seed, source.size, batch, process, source.shards)
+    captions.check(source, tokenizer)
     rows = batch // process[1]
     made = recipe.build_views(views)
-    source = in_memory(source)
+    if not source.shards or process[1] == 1:  # else the other processes' shards would be read too
+        source = in_memory(source)
+    text, errors = captions.drawn(source, tokenizer)
     run_key = random.seed_key(seed)
     calls, chunk = _calls(workers), _chunk(made.size, rows)
     plain = tf.autograph.experimental.do_not_convert  # our functions are graph code already; rewriting costs seconds
@@ -68,7 +73,7 @@ def batches(source: Source, views, *, batch: int, seed: int, start_step: int = 0
     def finish(row):
         identity = tf.stack([row["asked"], row["epoch"]], axis=-1)
         return {"views": made.pixel(row["views"], row["key"]), "label": tf.cast(row["label"], tf.int32),
-                "id": tf.cast(identity, tf.uint32)}
+                "id": tf.cast(identity, tf.uint32), **text(row["index"], row["key"])}
 
     def crop_many(row):
         asked = row["index"]
@@ -87,7 +92,7 @@ def batches(source: Source, views, *, batch: int, seed: int, start_step: int = 0
         # Drawing for a row costs as much as for a thousand, so it is done by the batch.
         data = steps.map(plain(lambda row: {**row, "numbers": made.numbers(row["key"])})).unbatch()
         data = data.map(plain(crop_one), calls).batch(chunk).map(plain(finish), calls)
-    return _iterate(data.rebatch(rows), source, workers)
+    return _iterate(data.rebatch(rows), source, workers, errors)
 
 
 def examples(source: Source, ops, *, batch: int, process: tuple[int, int] = (0, 1),
@@ -127,15 +132,17 @@ def examples(source: Source, ops, *, batch: int, process: tuple[int, int] = (0, 
     return _iterate(data.batch(batch), source, workers)
 
 
-def check(source: Source, views, ops, *, batch: int, process: tuple[int, int] = (0, 1)) -> tuple[int, int]:
-    """Refuses what `batches` (with `views`) and `examples` (with `ops`) would, and reads nothing.
+def check(source: Source, views, ops, *, batch: int, process: tuple[int, int] = (0, 1),
+          tokenizer=None) -> tuple[int, int]:
+    """Refuses what `batches` (with `views` and `tokenizer`) and `examples` (with `ops`) would, and reads nothing.
 
     Returns:
       (V, S): how many views an example has, and their side.
     """
     from simclr_jax.data import recipe
 
-    order.check(source.size, batch, process)
+    order.check(source.size, batch, process, source.shards)
+    captions.check(source, tokenizer)
     made = recipe.build_views(views)
     recipe.build_eval(ops)
     return made.count, made.size
@@ -156,7 +163,7 @@ def _calls(workers):
     return workers or tensorflow().data.AUTOTUNE
 
 
-def _iterate(data, source, workers):
+def _iterate(data, source, workers, errors=()):
     tf = tensorflow()
     options = tf.data.Options()
     options.deterministic = True
@@ -177,6 +184,8 @@ def _iterate(data, source, workers):
                         raise
                 if failed(source) is not None:
                     raise failed(source) from None
+                if errors:
+                    raise errors[0]
                 if row is None:
                     return
                 yield row

@@ -27,6 +27,8 @@ class Source(NamedTuple):
     problems: Callable  # () -> list[str]: "path: reason" of each example found unreadable so far
     digest: int = 0  # of what the source holds: a resumed run must find the same
     memory: int = 0  # bytes that the decoded images may take, if they are worth keeping; see `memory.in_memory`
+    captions: Callable | None = None  # int index -> tuple[str, ...], at least one; called from any thread
+    shards: tuple[int, ...] = ()  # examples in each shard, which are runs of indices in turn; see `order.make`
 
 
 class Problems:
@@ -67,7 +69,7 @@ class Problems:
         self.error = UsageError(f"{self._describe}: {text}")
 
 
-def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
+def of_arrays(images, labels=None, *, classes=(), describe="arrays", captions=None) -> Source:
     """A source of images in memory (or in a `np.memmap`).
 
     Args:
@@ -75,9 +77,10 @@ def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
       labels: integers [n], or None.
       classes: names of the labels.
       describe: one line for the log.
+      captions: n of them, each a str or a sequence of str; or None.
 
     Raises:
-      UsageError: no images, another type or shape, or a different number of labels.
+      UsageError: no images, another type or shape, a different number of labels or captions, or an empty caption.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise UsageError(f"{describe}: images are {images.dtype}{list(images.shape)}; wanted uint8[n,H,W,3], "
@@ -88,6 +91,8 @@ def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
                          "one for each image")
     if not len(images):
         raise UsageError(f"{describe}: there are no images in it")
+
+    texts = None if captions is None else _texts(captions, len(images), describe)
 
     def rows(index):
         picked = images[index]
@@ -103,11 +108,24 @@ def of_arrays(images, labels=None, *, classes=(), describe="arrays") -> Source:
         return {"image": image, "label": label, "index": index}
 
     digest = zlib.crc32(np.ascontiguousarray(images)) ^ zlib.crc32(np.ascontiguousarray(labels))
-    return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [], digest)
+    if texts is not None:
+        digest ^= zlib.crc32(repr(texts).encode())
+    return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [], digest,
+                  captions=texts and texts.__getitem__)
+
+
+def _texts(captions, size, describe):
+    texts = [(t,) if isinstance(t, str) else tuple(t) for t in captions]
+    bad = [i for i, t in enumerate(texts) if not t or not all(isinstance(c, str) and c.strip() for c in t)]
+    if len(texts) != size or bad:
+        raise UsageError(f"{describe}: " + (f"the captions of example {bad[0]} are {texts[bad[0]]!r}" if bad else
+                                            f"{len(texts)} captions for {size} images")
+                         + "; wanted for each image a text or several, none of them empty")
+    return texts
 
 
 def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, classes=(), describe: str,
-               identity: str, memory: float = 0.0) -> Source:
+               identity: str, memory: float = 0.0, captions=None, shards=()) -> Source:
     """A source of image files, of whatever sizes. For an unreadable one the next readable index stands in.
 
     Which one stands in depends on the files alone, and the keys of the row stay those of the index asked for, so a
@@ -117,29 +135,34 @@ def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, class
       size: number of examples.
       fetch: graph function, i64[] -> (string[] or other tensor that `load` understands, label i64[]).
       where: index -> the name of the example in messages.
-      load: Python function, what `fetch` gave -> bytes of the image file. OSError means an unreadable example.
+      load: Python function, the tensor that `fetch` gave -> bytes of the image file, or a pair of them and the label
+        where that is found in the same place. OSError and ValueError mean an unreadable example.
       identity: a text that differs if the examples do, such as the list of files.
       memory: GiB that the decoded images may take; 0: never kept.
+      captions, shards: as in `Source`.
     """
-    def image_or_none(index, data):
+    def image_or_none(index, data, label):
         index = int(index)
         if problems.error:
-            return np.zeros([1, 1, 3], np.uint8), np.True_  # no one will see it; the search for a stand-in ends
+            return np.zeros([1, 1, 3], np.uint8), label, np.True_  # no one will see it; the search for a stand-in ends
         if index not in problems:
             try:
-                return decode(load(data)), np.True_
+                found = load(data)
+                file, label = found if isinstance(found, tuple) else (found, label)
+                return decode(file), np.int64(label), np.True_
             except (ValueError, OSError) as e:
                 reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
                 problems.add(index, f"{where(index)}: {' '.join(reason.split())}")
-        return np.zeros([0, 0, 3], np.uint8), np.False_
+        return np.zeros([0, 0, 3], np.uint8), label, np.False_
 
     def read(index):
         tf = tensorflow()
 
         def attempt(index):
             data, label = fetch(index)
-            image, good = tf.numpy_function(image_or_none, [index, data], [tf.uint8, tf.bool])
+            image, label, good = tf.numpy_function(image_or_none, [index, data, label], [tf.uint8, tf.int64, tf.bool])
             image.set_shape([None, None, 3])
+            label.set_shape([])
             good.set_shape([])
             return {"image": image, "label": label, "index": index}, good
 
@@ -150,7 +173,7 @@ def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, class
         return tf.while_loop(lambda example, good: ~good, following, attempt(index))[0]
 
     return Source(size, read, None, tuple(classes), describe, problems, zlib.crc32(identity.encode(errors="replace")),
-                  int(memory * 2**30))
+                  int(memory * 2**30), captions, tuple(shards))
 
 
 def failed(source: Source):

@@ -9,13 +9,19 @@ from simclr_jax.data.source import Source
 def subset(source: Source, indices) -> Source:
     """The examples of `source` at `indices` (integers [n], repeats allowed), in that order.
 
-    "index" counts within the subset; it is -1 where another example stands in for an unreadable one.
+    "index" counts within the subset. Where another example of `source` stands in for an unreadable one it is n plus
+    that one's index in `source`. Shards end here: the order is that of any source.
     """
     table, source = np.asarray(indices, np.int64), in_memory(source)
+    size = len(table)
 
     def read(position):
         tf = tensorflow()
         index = tf.gather(table, position)
         example = source.read(index)
-        return {**example, "index": tf.where(example["index"] == index, position, -1)}
-    return source._replace(size=len(table), read=read, memory=0, describe=f"{source.describe}, {len(table)} of them")
+        return {**example, "index": tf.where(example["index"] == index, position, size + example["index"])}
+
+    def captions(index):
+        return source.captions(int(table[index]) if index < size else index - size)
+    return source._replace(size=size, read=read, memory=0, describe=f"{source.describe}, {size} of them", shards=(),
+                           captions=source.captions and captions)

@@ -1,14 +1,20 @@
-"""Random access to TFRecord files, which have no index of their own.
+"""Shards, that is files of many examples; and random access to TFRecord files, which have no index of their own.
 
 A record is: length u64, a checksum of it u32, the payload, a checksum of the payload u32 (little endian; the format
 comment of TensorFlow's `lib/io/record_writer.h`). Reading the lengths and skipping the payloads finds every record.
+A checksum is CRC-32C, turned right by 15 bits and added to a constant (`lib/hash/crc32c.h`).
 """
 import concurrent.futures
+import contextlib
+import glob
 import hashlib
 import io
+import itertools
 import os
+import re
 import struct
 import uuid
+import zipfile
 
 import numpy as np
 from etils import epath
@@ -20,13 +26,10 @@ _HEADER, _FOOTER = 12, 4
 
 
 def index(folder: epath.Path, instructions):
-    """Opens the records that a split consists of.
-
-    The places of the records are kept as a .npy file in `folder`, or in the user's cache directory if that cannot be
-    written to; its name holds the names and sizes of the files, so that files made anew get an index anew.
+    """Opens the records that a split consists of, where metadata say how many a file has.
 
     Args:
-      folder: where to keep the index.
+      folder: where to keep the index; see `_shards.kept`.
       instructions: have `filename`, `skip`, `take`, `examples_in_shard`, as TFDS gives for a split.
 
     Returns:
@@ -37,42 +40,189 @@ def index(folder: epath.Path, instructions):
     """
     counts = {os.fspath(i.filename): i.examples_in_shard for i in instructions}
     files = sorted(counts)
-    try:
-        sizes = [epath.Path(f).stat().length for f in files]
-    except OSError as e:
-        raise UsageError(f"tfds: {e.filename or folder} cannot be read ({e.strerror or e}); prepare it again") from None
-    places = _load_or_scan(folder, files, sizes, [counts[f] for f in files])
+    sizes = sizes_of(files, "tfds", "prepare it again")
+    total = sum(counts.values())
+
+    def scan():
+        return np.concatenate(in_threads(lambda f, n: _scan(f, n, "tfds", "prepare it again", counts[f]), files, sizes))
+
+    places = kept(folder, "record_index.npy", files, sizes, who="tfds", make=scan,
+                  good=lambda found: found.shape == (total, 2))
     starts = dict(zip(files, np.cumsum([0] + [counts[f] for f in files])))
     rows = np.concatenate([starts[os.fspath(i.filename)] + i.skip + np.arange(i.take) for i in instructions])
     numbers = np.repeat(np.arange(len(files)), [counts[f] for f in files])
+    return lambda i: _record(files[numbers[rows[i]]], *map(int, places[rows[i]]))
+
+
+def of_files(files: list[str], sizes: list[int], who: str):
+    """Opens all records of files of which the number of records is not known. Empty files are fine.
+
+    Returns:
+      (counts, record): records in each file, and record(i) -> bytes, for any thread. Raises OSError.
+
+    Raises:
+      UsageError: a file is damaged or compressed.
+    """
+    def scan():
+        found = in_threads(lambda file, size: _scan(file, size, who, "write it again or leave it out"), files, sizes)
+        return np.concatenate([np.insert(p, 0, i, axis=1) for i, p in enumerate(found)])
+
+    places = kept(epath.Path(files[0]).parent, "record_places.npy", files, sizes, who=who,
+                  make=scan, good=lambda found: found.ndim == 2 and found.shape[1] == 3)
+    counts = np.bincount(places[:, 0], minlength=len(files))
 
     def record(i):
-        row = rows[i]
-        offset, length = map(int, places[row])
-        with _open(files[numbers[row]]) as f:
+        number, offset, length = map(int, places[i])
+        return _record(files[number], offset, length)
+
+    return tuple(counts.tolist()), record
+
+
+def _record(file, offset, length):
+    with open_file(file) as f:
+        f.seek(offset)
+        data = f.read(_HEADER + length)
+    if len(data) != _HEADER + length or struct.unpack_from("<Q", data)[0] != length:
+        raise OSError(f"{file} has no record of {length} bytes at {offset}")
+    return data[_HEADER:]
+
+
+def _scan(file, size, who, remedy, count=None):
+    """i64[records, 2]: offset of the header and length of the payload. `count`: how many there must be."""
+    places, offset = [], 0
+    with open_file(file) as f:
+        while offset < size if count is None else len(places) < count:
             f.seek(offset)
-            data = f.read(_HEADER + length)
-        if len(data) != _HEADER + length or struct.unpack_from("<Q", data)[0] != length:
-            raise OSError(f"{files[numbers[row]]} has no record of {length} bytes at {offset}")
-        return data[_HEADER:]
+            header = f.read(_HEADER) if offset + _HEADER <= size else b""
+            length = struct.unpack_from("<Q", header)[0] if len(header) == _HEADER else size
+            # Where metadata tell the number of records, that is check enough.
+            sound = count is not None or len(header) == _HEADER and _masked(header[:8]) == header[8:]
+            if not sound or offset + _HEADER + length + _FOOTER > size:
+                if header[:2] == b"\x1f\x8b" and not offset:
+                    raise UsageError(f"{who}: {file} is compressed, which allows no random access; gunzip it")
+                number = f"record {len(places)}" + (f" of {count}" if count is not None else "")
+                raise UsageError(f"{who}: {file} is cut off or damaged at byte {offset}, in {number}; {remedy}")
+            places.append((offset, length))
+            offset += _HEADER + length + _FOOTER
+    if offset != size:
+        raise UsageError(f"{who}: {file} has more than the {count} records that its metadata name; {remedy}")
+    return np.array(places, np.int64).reshape(-1, 2)
 
-    return record
+
+def _table():
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
 
 
-def _load_or_scan(folder, files, sizes, counts):
-    """i64[records, 2]: offset of the header and length of the payload, file by file."""
-    text = "\n".join(f"{os.path.basename(f)} {size}" for f, size in zip(files, sizes))
-    name = f"record_index_{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+_CRC32C = _table()
+
+
+def _masked(data):
+    """The checksum of some bytes, as it stands in a file."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 255] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def of_split(who: str, root: str, split: str, test_root: str, pattern: str):
+    """The shards of a split, those of `root` or of `test_root`: (paths, bytes of each). UsageError: see `find`."""
+    if split not in ("train", "test", "val"):
+        raise UsageError(f"{who}: there is no split {split!r}; there are: train, test, val")
+    if split != "train" and not test_root:
+        raise UsageError(f"{who}: no shards are given for split {split!r}; name those held out, as in "
+                         f"--config.data.test_root='DIR/{pattern}'")
+    files = find(root if split == "train" else test_root, who, pattern)
+    return files, sizes_of(files, who, "leave it out, or make it readable")
+
+
+def find(root: str, who: str, pattern: str) -> list[str]:
+    """The shards that a text names: paths or folders, separated by "::" or commas, with {000..012}, {a,b}, * and ?.
+
+    Args:
+      root: local or remote (gs://...).
+      who: the source, for messages.
+      pattern: of the shards in a folder, such as "*.tar".
+
+    Returns:
+      Paths in the order named, each once.
+
+    Raises:
+      UsageError: none, or one that is not there.
+    """
+    if root.startswith("pipe:"):
+        raise UsageError(f"{who}: {root} is a command, which allows no random access; give paths of files")
+    gfile, files = tensorflow().io.gfile, []
+    for part in re.split(r"::|,(?![^{]*\})", root):
+        for path in _braces(part.strip()):
+            path = path if "://" in path else os.path.expanduser(path)
+            path = f"{path.rstrip('/')}/{pattern}" if path and gfile.isdir(path) else path
+            wild = re.search(r"[*?[]", path)
+            named = (gfile.glob if "://" in path else glob.glob)(path) if wild else [path] if path else []
+            found = sorted(named)
+            if not found and path:
+                raise UsageError(f"{who}: there are no files {path}; give the path of a shard, a pattern such as "
+                                 f"DIR/{pattern} or DIR/{{00000..00012}}{pattern[1:]}, or a folder of them")
+            files += found
+    if not files:
+        raise UsageError(f"{who}: no root given; name your shards, as in --config.data.root='DIR/{pattern}'")
+    return list(dict.fromkeys(files))
+
+
+def _braces(text):
+    """A text with {a,b} or {08..12} in it -> the texts it stands for, numbers as wide as the first."""
+    parts = re.split(r"\{([^{}]*)\}", text)
+    choices = []
+    for body in parts[1::2]:
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+        numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+        choices.append([f"{n:0{len(ends[1])}}" for n in numbers] if ends else body.split(","))
+    return ["".join(itertools.chain(*zip(parts[::2], [*chosen, ""]))) for chosen in itertools.product(*choices)]
+
+
+def sizes_of(files: list[str], who: str, remedy: str) -> list[int]:
+    """Bytes of each file. Raises UsageError for one that cannot be read."""
+    try:
+        return in_threads(lambda file: epath.Path(file).stat().length, files)
+    except OSError as e:
+        raise UsageError(f"{who}: {e.filename or files[0]} cannot be read ({e.strerror or e}); {remedy}") from None
+
+
+def in_threads(function, *columns) -> list:
+    """`map` with several threads, for what waits for disks and networks."""
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        return list(pool.map(function, *columns))
+
+
+def kept(folder: epath.Path, name: str, files: list[str], sizes: list[int], *, who: str, make, good, part: str = ""):
+    """`make()`, an array or a dict of arrays, kept in a file for the next time.
+
+    The file is in `folder`, or in the user's cache directory if that cannot be written to; its name holds the names and
+    sizes of the files, so that files made anew get an index anew; and `part`, which says what of them is wanted.
+    `good`: whether what was kept is of use.
+    """
+    text = "\n".join(f"{os.path.basename(f)} {size}" for f, size in zip(files, sizes)) + part
+    stem, end = os.path.splitext(name)
+    name = f"{stem}_{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}{end}"
     cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "simclr_jax"
     for place in (folder, cache):
-        if (place / name).exists():
-            places = np.load(io.BytesIO((place / name).read_bytes()), allow_pickle=False)
-            if places.shape == (sum(counts), 2):
-                return places
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        places = np.concatenate(list(pool.map(_scan, files, sizes, counts)))
-    data = io.BytesIO()
-    np.save(data, places)
+        try:
+            found = np.load(io.BytesIO((place / name).read_bytes()), allow_pickle=False)
+            found = found if isinstance(found, np.ndarray) else dict(found)
+            if good(found):
+                return found
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            continue  # none yet, or one that is damaged
+    try:
+        made, data = make(), io.BytesIO()
+    except OSError as e:
+        raise UsageError(f"{who}: {e.filename or 'a shard'} cannot be read ({e.strerror or e})") from None
+    np.savez(data, **made) if isinstance(made, dict) else np.save(data, made)
     for place in (folder, cache):
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -82,25 +232,19 @@ def _load_or_scan(folder, files, sizes, counts):
             break
         except OSError:
             continue  # read-only; without any index the files are scanned again next time
-    return places
+    return made
 
 
-def _scan(file, size, count):
-    places, offset = np.empty((count, 2), np.int64), 0
-    with _open(file) as f:
-        for i in range(count):
-            f.seek(offset)
-            header = f.read(8) if offset + _HEADER <= size else b""
-            length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
-            if offset + _HEADER + length + _FOOTER > size:
-                raise UsageError(f"tfds: {file} is cut off or damaged at byte {offset}, in record {i} of {count}; "
-                                 "prepare it again")
-            places[i] = offset, length
-            offset += _HEADER + length + _FOOTER
-    if offset != size:
-        raise UsageError(f"tfds: {file} has more than the {count} records that its metadata name; prepare it again")
-    return places
-
-
-def _open(file):
-    return tensorflow().io.gfile.GFile(file, "rb") if "://" in file else open(file, "rb", buffering=0)
+@contextlib.contextmanager
+def open_file(file: str):
+    """A file to read and seek in, local or remote. Whatever fails is an OSError."""
+    if "://" not in file:
+        with open(file, "rb", buffering=0) as f:
+            yield f
+        return
+    tf = tensorflow()
+    try:
+        with tf.io.gfile.GFile(file, "rb") as f:
+            yield f
+    except tf.errors.OpError as e:
+        raise OSError(f"{file}: {' '.join(str(e).split())[:200]}") from None

@@ -2,6 +2,6 @@
 from simclr_jax.data.source import Source, of_arrays
 
 
-def make(*, images, labels=None, classes: tuple = ()) -> Source:
+def make(*, images, labels=None, classes: tuple = (), captions=None) -> Source:
     """A source of arrays; see `simclr_jax.data.source.of_arrays` for shapes and errors."""
-    return of_arrays(images, labels, classes=classes, describe=f"arrays: {len(images)} images")
+    return of_arrays(images, labels, classes=classes, describe=f"arrays: {len(images)} images", captions=captions)

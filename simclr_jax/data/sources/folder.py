@@ -1,10 +1,12 @@
-"""A folder of image files, local or remote (gs://...), with class sub-folders or without."""
+"""A folder of image files, local or remote (gs://...), with class sub-folders or a file of captions or without."""
 import hashlib
 import os
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
+from simclr_jax.data import captions
 from simclr_jax.data.decode import EXTENSIONS
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.source import Problems, Source, of_encoded, read_file
@@ -24,6 +26,13 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     - only sub-folders: each is a class, with images at any depth. Of each class a fifth, those whose paths hash lowest,
       is "test" and the rest "train": the same files on every machine.
 
+    A folder with a file of captions (`captions.csv`, `captions.jsonl`, `metadata.csv`, `metadata.jsonl`; see
+    `captions.read`) holds the images that it lists and no others, wherever below they lie; paths are relative to it.
+    It lies in `root` or in each of the split folders. A column or field `split` (train, test, val or validation) says
+    which split an image is in; else the split folders do; else a tenth of the images, those whose paths hash lowest,
+    is "test". Class sub-folders, two or more, are labels all the same. Images that are listed but not there count as
+    unreadable.
+
     Files are found by extension (jpg, jpeg, png, bmp, gif, webp, tif, tiff in any case) and decoded by content. Hidden
     files and folders are passed over; links are followed, but into no folder twice. The order is that of the sorted
     paths, and labels that of the sorted class names.
@@ -31,11 +40,12 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     Args:
       root: the folder.
       split: "train", "test" or "val".
-      max_bad: the fraction of files that may be unreadable before the run stops; see `Problems`.
+      max_bad: the fraction of files that may be unreadable or missing before the run stops; see `Problems`.
       memory: GiB for the decoded images, which are kept if all are of one size and fit; 0: decode in every epoch.
 
     Raises:
-      UsageError: no such folder or split, no images, or a test class that train does not have.
+      UsageError: no such folder or split, no images, a test class that train does not have, or a file of captions that
+        cannot be read.
     """
     if not root:
         raise UsageError("folder: no root given; name your folder of images, as in --config.data.root=DIR")
@@ -45,12 +55,16 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     if not top.is_dir():
         raise UsageError(f"folder: {root} is not a folder; give the path of a folder of images")
     folders = _folders(top)
-    if "train" in folders and any(name in folders for name in SPLITS["test"]):
+    parted = "train" in folders and any(name in folders for name in SPLITS["test"])
+    listed = _listed(top, folders, parted, split)
+    if listed:
+        return _captioned(root, listed, split, max_bad, memory)
+    if parted:
         held = next((name for name in SPLITS[split] if name in folders), None)
         if held is None:
             raise UsageError(f"folder: {root} has no split {split!r}; it has: {', '.join(folders)}")
         files, ignored = _images(top / held)
-        classes = _classes(top / "train")
+        classes = _classes(top / "train") if captions.find(top / "train") is None else []
         labelled = not _flat(files)
         if labelled and held != "train":
             classes = classes or sorted({f.split("/")[0] for f in files})  # train is flat: test has its own
@@ -78,11 +92,89 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
     labels = [number[f.split("/")[0]] if labelled else -1 for f in files]
     what = f"{len(classes)} classes" if labelled else "no labels"
     describe = f"folder {top} ({split}): {len(files)} images, {what}"
-    return _source([os.path.join(os.fspath(top), f) for f in files], labels, classes, describe, max_bad, memory,
-                   identity="\n".join(files))
+    return _source([os.path.join(os.fspath(top), f) for f in files], labels, classes, describe,
+                   Problems(len(files), max_bad, describe), memory, identity="\n".join(files))
 
 
-def _source(paths, labels, classes, describe, max_bad, memory, identity):
+class _Item(NamedTuple):
+    """An image that a file of captions lists."""
+
+    name: str  # its path as listed
+    path: str  # whole
+    inside: str  # relative to the folder of its split; "" if it is not below that
+    split: str | None
+    texts: tuple[str, ...]
+    line: str  # where it is listed
+    there: bool
+
+
+def _listed(top, folders, parted, split):
+    """What the files of captions list: the root's, or else those of its split folders; [] if the split has none."""
+    file = captions.find(top)
+    known = [name for name in SPLITS["train"] + SPLITS["test"] if name in folders and (parted or name == "train")]
+    if file:
+        return _items(file, None, known if parted else [])
+    files = {name: file for name in known if (file := captions.find(top / name))}
+    held = next((name for name in SPLITS[split] if name in known), None)
+    if held and held not in files:
+        return []
+    return [item for name, file in files.items() for item in _items(file, name if parted else None, [])]
+
+
+def _items(file, split, folders):
+    """The items of a file of captions. `split`: of all of them; else `folders`, which are splits, may say so."""
+    listed = captions.read(file)
+    paths = captions.resolve([item.image for item in listed], file.parent, set(_walk(file.parent)))
+    items = []
+    for item in listed:
+        path, inside, there = paths[item.image]
+        of, line = item.split or split, f"{file}, line {item.line}"
+        first, _, rest = inside.partition("/")
+        if first in folders:
+            of, inside = item.split or first, rest
+        if of is not None and of not in SPLITS["train"] + SPLITS["test"]:
+            raise UsageError(f"folder: {line}: {item.image} is in split {of!r}; wanted train, test, val or validation")
+        items.append(_Item(item.image, path, inside, of, item.captions, line, there))
+    without = next((i for i in items if i.split is None), None)
+    if without and any(i.split is not None for i in items):
+        raise UsageError(f"folder: {without.line}: {without.name} is in no split, and others are; name one for each")
+    return items
+
+
+def _captioned(root, items, split, max_bad, memory):
+    """The source of one split of what files of captions list."""
+    splits = sorted({item.split for item in items if item.split})
+    if splits:
+        held = next((name for name in SPLITS[split] if name in splits), None)
+        if held is None:
+            raise UsageError(f"folder: {root} has captions for no split {split!r}; it has: {', '.join(splits)}")
+        chosen = [item for item in items if item.split == held]
+    elif split == "val":
+        raise UsageError(f"folder: {root} has no val split; there are 'train' and 'test', a tenth held out")
+    else:
+        wanted = set(_lowest([item.name for item in items], 10, split == "test"))
+        chosen = [item for item in items if item.name in wanted]
+        if not chosen:
+            raise UsageError(f"folder: {root} has one image, too few to hold out any for 'test'")
+    chosen = sorted(chosen, key=lambda item: item.name)
+    classes = sorted({item.inside.split("/")[0] for item in items if item.there})
+    if len(classes) < 2 or any("/" not in item.inside for item in items if item.there):
+        classes = []
+    there, number = [item for item in chosen if item.there], {name: i for i, name in enumerate(classes)}
+    texts = [item.texts for item in there]
+    labels = [number[item.inside.split("/")[0]] if classes else -1 for item in there]
+    what = f"{len(classes)} classes" if classes else "no labels"
+    describe = f"folder {root} ({split}): {len(there)} images, {sum(map(len, texts))} captions, {what}"
+    problems = Problems(len(chosen), max_bad, describe)
+    for i, item in enumerate(item for item in chosen if not item.there):
+        problems.add(i - len(chosen), f"{item.path}: not there ({item.line})")
+    if problems.error:
+        raise problems.error
+    return _source([item.path for item in there], labels, classes, describe, problems, memory, texts=texts,
+                   identity=repr([(item.name, item.texts) for item in there]))
+
+
+def _source(paths, labels, classes, describe, problems, memory, identity, texts=None):
     names, labels = np.array([os.fsencode(p) for p in paths], object), np.array(labels, np.int64)
     tensors = []
 
@@ -93,9 +185,9 @@ def _source(paths, labels, classes, describe, max_bad, memory, identity):
                 tensors.extend([tf.constant(names), tf.constant(labels)])
         return tf.gather(tensors[0], index), tf.gather(tensors[1], index)
 
-    return of_encoded(len(paths), fetch, paths.__getitem__, Problems(len(paths), max_bad, describe),
-                      load=lambda path: read_file(os.fsdecode(path)), classes=classes, describe=describe,
-                      identity=identity, memory=memory)
+    return of_encoded(len(paths), fetch, paths.__getitem__, problems, load=lambda path: read_file(os.fsdecode(path)),
+                      classes=classes, describe=describe, identity=identity, memory=memory,
+                      captions=texts and texts.__getitem__)
 
 
 def _folders(top):
@@ -150,7 +242,12 @@ def _held_out(files, test):
         by_class.setdefault(f.split("/")[0], []).append(f)
     chosen = []
     for members in by_class.values():
-        members = sorted(members, key=lambda f: hashlib.sha256(os.fsencode(f)).digest())
-        count = max(1, round(len(members) / 5)) if len(members) > 1 else 0
-        chosen += members[:count] if test else members[count:]
+        chosen += _lowest(members, 5, test)
     return sorted(chosen)
+
+
+def _lowest(names, share, test):
+    """One in `share` of the names, those that hash lowest, or the rest."""
+    names = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    count = max(1, round(len(names) / share)) if len(names) > 1 else 0
+    return names[:count] if test else names[count:]

@@ -6,16 +6,18 @@ prepared first, as `tfds build` does it.
 import numpy as np
 from etils import epath
 
+from simclr_jax.data import captions
 from simclr_jax.data.host_tf import tensorflow
-from simclr_jax.data.sources import _tfrecord
+from simclr_jax.data.memory import Recent
+from simclr_jax.data.sources import _tfrecord, tfrecord
 from simclr_jax.data.source import Problems, Source, of_encoded
 from simclr_jax.errors import UsageError
 from simclr_jax.names import near
 
 
 def make(*, dataset: str, split: str = "train", data_dir: str | None = None, image_key: str = "image",
-         label_key: str | None = "label", max_bad: float = 0.01, memory: float = 1.0,
-         download: bool = True) -> Source:
+         label_key: str | None = "label", text_key: str | None = None, max_bad: float = 0.01,
+         memory: float = 1.0, download: bool = True) -> Source:
     """A split of a TFDS data set.
 
     array_record files are random access by nature. TFRecord files get an index of their records' places, made once;
@@ -27,6 +29,8 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
       data_dir: where it was prepared; None: TFDS's default, `~/tensorflow_datasets` or `$TFDS_DATA_DIR`.
       image_key: the image feature.
       label_key: the integer label feature; None: no labels are wanted, or there are none.
+      text_key: the feature with the captions, a text or a sequence of them; of one in a sequence of dicts the path, as
+        "captions/text" for coco_captions; None: no captions are wanted.
       max_bad: the fraction of examples that may be unreadable before the run stops; see `Problems`.
       download: whether a set that is not prepared may be downloaded and prepared.
       memory: GiB for the decoded images, which are kept if all are of one size and fit; 0: decode in every epoch.
@@ -49,15 +53,32 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
                          f"there are: {', '.join(sorted(builder.info.splits))}, and slices such as 'train[:90%]'"
                          ) from None
     features, classes = _features(tfds, builder, dataset, image_key, label_key)
+    if text_key is not None:
+        _check_text(builder.info.features, dataset, text_key)
     describe = f"tfds {builder.info.full_name} ({split}): {info.num_examples} images, {len(classes)} classes"
     if not info.num_examples:
         raise UsageError(f"{describe}: the split is empty")
     problems = Problems(info.num_examples, max_bad, describe)
-    record = _records(builder, dataset, info.file_instructions)
+    record, recent = _records(builder, dataset, info.file_instructions), Recent()
+
+    def where(index):
+        return f"{dataset} {split}[{index}]"
+
+    def raw_texts(data):
+        return list(tfrecord.parse(data)[text_key].bytes_list.value)
+
+    def note_texts(index, raw):
+        try:
+            recent.put(index, captions.texts(raw))
+        except ValueError as e:
+            problems.add(index, f"{where(index)}: {e}")  # and another example stands in
 
     def read_record(index):
         try:
-            return record(int(index))
+            data = record(int(index))
+            if text_key is not None:
+                note_texts(int(index), raw_texts(data))
+            return data
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as e:
             problems.stop(f"example {index} cannot be read: {' '.join(str(e).split())[:300]}; prepare it again")
             return b""  # which does not parse, and so ends the iterator
@@ -69,8 +90,12 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
         label = tf.cast(example[label_key], tf.int64) if label_key else tf.constant(-1, tf.int64)
         return example[image_key], label
 
-    return of_encoded(info.num_examples, fetch, lambda i: f"{dataset} {split}[{i}]", problems,
-                      classes=classes, describe=describe, identity=describe, memory=memory)
+    def texts(index):
+        return recent.get(index, lambda i: captions.texts(raw_texts(record(i))))
+
+    return of_encoded(info.num_examples, fetch, where, problems, classes=classes, describe=describe, memory=memory,
+                      identity=describe if text_key is None else f"{describe}, captions in {text_key}",
+                      captions=None if text_key is None else texts)
 
 
 def _prepared(tfds, dataset, data_dir, download):
@@ -114,6 +139,21 @@ def _features(tfds, builder, dataset, image_key, label_key):
         wanted[label_key] = there[label_key]
         classes = tuple(getattr(there[label_key], "names", None) or ())
     return tfds.features.FeaturesDict(wanted), classes
+
+
+def _check_text(there, dataset, text_key):
+    """Refuses a feature that is no text, no sequence of texts and no text in a sequence of dicts."""
+    import tensorflow_datasets as tfds
+
+    def texts(feature, path, deep):
+        if isinstance(feature, tfds.features.Sequence) and not deep:
+            return texts(feature.feature, path, True)
+        if isinstance(feature, tfds.features.FeaturesDict):
+            return [t for name, inner in feature.items() for t in texts(inner, [*path, name], deep)]
+        return ["/".join(path)] if isinstance(feature, tfds.features.Text) else []
+
+    if text_key not in texts(there, [], False):
+        raise UsageError(f"tfds: {dataset} has no text feature {text_key!r}{near(text_key, texts(there, [], False))}")
 
 
 def _records(builder, dataset, instructions):
