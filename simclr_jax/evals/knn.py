@@ -38,10 +38,10 @@ def neighbours(train_x: np.ndarray, test_x: np.ndarray, *, k: int, train_chunk: 
     """
     m, n = len(train_x), len(test_x)
     k, train_chunk, test_chunk = min(k, m), min(train_chunk, m), min(test_chunk, n)
-    tests = [jnp.asarray(_rows(test_x, i, test_chunk)) for i in range(0, n, test_chunk)]
+    tests = [jnp.asarray(rows(test_x, i, test_chunk)) for i in range(0, n, test_chunk)]
     best = [(jnp.zeros((test_chunk, k), jnp.int32), jnp.full((test_chunk, k), -jnp.inf)) for _ in tests]
     for start in range(0, m, train_chunk):
-        chunk = jnp.asarray(_rows(train_x, start, train_chunk))
+        chunk = jnp.asarray(rows(train_x, start, train_chunk))
         best = [_better(*b, t, chunk, start, m) for b, t in zip(best, tests)]
     return Neighbours(*(np.concatenate([np.asarray(b[i]) for b in best])[:n] for i in (0, 1)))
 
@@ -63,7 +63,7 @@ def predict(train_x, train_y, test_x, *, setting: Setting = SETTINGS["dino"], cl
     return votes(near, train_y, temperature=setting.temperature, classes=classes).argmax(axis=1).astype(np.int32)
 
 
-def _rows(x, start, size):
+def rows(x, start, size):
     """f32[size,D]: a slice, padded with zeros at the end of the array so that every chunk has one shape."""
     part = np.asarray(x[start:start + size], np.float32)
     return part if len(part) == size else np.concatenate([part, np.zeros((size - len(part), x.shape[1]), np.float32)])

@@ -196,7 +196,7 @@ def _unit(image):
     low, high = float(image.min()), float(image.max())
     if -1e-3 <= low and high <= 1 + 1e-3:
         return np.clip(image, 0, 1)
-    return (image - low) / (high - low)
+    return (image - low) / max(high - low, 1e-6)
 
 
 def _series(metrics) -> dict[str, tuple[list, list]]:

@@ -16,23 +16,31 @@ def text(records: Sequence[dict[str, Any]]) -> str:
 
     A cell is the mean, then the standard deviation over draws where there is more than one. A star marks a mean within
     two standard errors (of one test set) of always naming the commonest test class. Of several steps each kind keeps
-    its own rows.
+    its own rows. Zero-shot and retrieval need no labels: their columns are their numbers, and they have a block for
+    each test set, with chance in its last rows.
     """
     lines, starred = [], False
     for name in dict.fromkeys(r["eval"] for r in records):
         mine = [r for r in records if r["eval"] == name]
+        if name in BLOCKS:
+            title, key, grid_of = BLOCKS[name]
+            for same in _groups(mine, key):
+                steps = sorted({r["step"] for r in same})
+                lines += [title(same[0]) + (f", step {steps[0]}" if len(steps) == 1 else ""),
+                          *_aligned(grid_of(same, lambda r: _row(r, steps))), ""]
+            continue
         steps = sorted({r["step"] for r in mine})
         columns = sorted({r["labels_per_class"] for r in mine}, key=lambda n: np.inf if n == "all" else n)
         grid = [["labels per class"] + [str(c) for c in columns]]
         for kind, step in dict.fromkeys((r["features"], r["step"]) for r in mine):
             cells = {r["labels_per_class"]: r for r in mine if (r["features"], r["step"]) == (kind, step)}
-            grid.append([kind if len(steps) == 1 else f"{kind}, step {step}"]
+            grid.append([_row(dict(features=kind, step=step), steps)]
                         + [_cell(cells[c]) if c in cells else "-" for c in columns])
         starred |= any("*" in cell for row in grid for cell in row[1:])
         lines += [f"{_title(name, mine)}" + (f", step {steps[0]}" if len(steps) == 1 else ""), *_aligned(grid), ""]
     if starred:
         lines.append("* no better than always naming the commonest class "
-                     f"({100 * max(r['chance'] for r in records):.1f})")
+                     f"({100 * max(r['chance'] for r in records if r['eval'] not in BLOCKS):.1f})")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,6 +91,50 @@ def _cell(record):
     star = "*" if mean <= chance + 2 * np.sqrt(chance * (1 - chance) / record["n_test"]) else " "
     spread = f" ±{100 * record['std']:4.1f}" if record["draws"] > 1 else ""
     return f"{100 * mean:.1f}{spread}{star}"
+
+
+def _row(record, steps):
+    return record["features"] if len(steps) == 1 else f"{record['features']}, step {record['step']}"
+
+
+def _groups(records, key):
+    """Records of one test set together, in order of first appearance."""
+    found = {}
+    for r in records:
+        found.setdefault(json.dumps([r[k] for k in key]), []).append(r)
+    return found.values()
+
+
+def _zero_shot(records, name):
+    cells = [("top 1", "accuracy"), ("top 5", "top5"), ("mean per class", "mean_per_class")]
+    cells = [c for c in cells if records[0][c[1]] is not None]
+    return [["", *(title for title, _ in cells)],
+            *([name(r), *(_percent(r[k]) for _, k in cells)] for r in records),
+            ["always the commonest class", _percent(records[0]["chance"]), *[""] * (len(cells) - 1)]]
+
+
+def _retrieval(records, name):
+    columns = list(records[0]["image_to_text"])
+    ways = [("image_to_text", "image to text"), ("text_to_image", "text to image")]
+    titles = [f"R@{c[1:]}" if c != "median_rank" else "median rank" for c in columns]
+    return [["", *titles],
+            *([f"{name(r)}, {title}", *(f"{v:g}" if c == "median_rank" else _percent(v) for c, v in r[way].items())]
+              for r in records for way, title in ways),
+            *([f"random order, {title}", *(_percent(records[0]["chance"][way].get(c)) for c in columns)]
+              for way, title in ways)]
+
+
+def _percent(share):
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+# Of the evals that need no labels: (title of a block, what its records share, the block's cells).
+BLOCKS = {
+    "zero_shot": (lambda r: f"zero-shot: test accuracy in %, {r['n_test']} images, {r['classes']} classes, "
+                            f"{r['templates']} template{'s' * (r['templates'] != 1)}",
+                  ("n_test", "classes", "templates", "chance"), _zero_shot),
+    "retrieval": (lambda r: f"retrieval: recall in %, {r['n_images']} images, {r['n_texts']} captions",
+                  ("n_images", "n_texts", "chance"), _retrieval)}
 
 
 def _aligned(grid):
