@@ -12,10 +12,38 @@ from simclr_jax.train import optim
 from simclr_jax.types import Method
 
 
-def method(config, *, axis: str | None) -> Method:
-    """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step)."""
-    nets = {role: names.make("nets", spec, axis=axis) for role, spec in config.nets.items()}
+def method(config, *, axis: str | None, tokenizer=None) -> Method:
+    """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
+
+    A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+    """
+    given = {"axis": axis}
+    if tokenizer is not None:
+        given |= {"vocab": tokenizer.vocab, "length": tokenizer.length, "eot": tokenizer.eot}
+    nets = {role: names.make("nets", spec, **given) for role, spec in config.nets.items()}
     return names.make("methods", config.method, nets)
+
+
+def tokenizer(config, source, workdir):
+    """The tokenizer of the config, or None; one that is trained on captions is read from the workdir if it is there."""
+    if not config.text:
+        return None
+    if source.captions is None:
+        raise UsageError(f"config.text={config.text.name!r}, but {source.describe} has no captions; see docs/image_text.md "
+                         "for the forms in which they are found")
+
+    def captions():
+        for i in range(source.size):
+            yield from source.captions(i)
+    return names.make("data.tokenizers", config.text, captions=captions, file=str(workdir / "tokenizer.json"))
+
+
+def rows(config, views: int, size: int, tokenizer=None) -> dict:
+    """The global batch of a run, as ShapeDtypeStructs."""
+    made = {"views": ((views, size, size, 3), np.float32), "label": ((), np.int32), "id": ((2,), np.uint32)}
+    if tokenizer is not None:
+        made["text"] = (tokenizer.length,), np.int32
+    return {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
 
 
 def source(config, split: str | None = None):

@@ -23,9 +23,10 @@ FREE = ("checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "prof
 
 def base() -> ConfigDict:
     """A config with every top-level key, locked: a key that is not here is refused."""
-    # evals: in training, every so many steps, `run` scores a fixed fifth of `limit` examples of split `train` with the
-    # others as neighbours or labels; `best` names the score by which the best checkpoint is kept. The command
-    # `simclr_jax.evals` scores split `test`, which training never sees.
+    # evals: in training, every so many steps, `run` scores: knn and linear a fixed fifth of `limit` examples of split
+    # `train` with the others as neighbours or labels, zero_shot and retrieval `limit` pairs of split `pairs`; `best`
+    # names the score by which the best checkpoint is kept. The command `simclr_jax.evals` scores split `test`, which
+    # training never sees.
     return ConfigDict(dict(
         seed=0,  # of the initial parameters, the order of examples and every random draw
         batch=256,  # global: examples a step, over all devices and processes
@@ -35,13 +36,16 @@ def base() -> ConfigDict:
         method=dict(name="simclr"),  # simclr_jax/methods/<name>.py and its arguments
         nets=dict(),  # role -> simclr_jax/nets/<name>.py and its arguments
         data=dict(name="digits"),  # simclr_jax/data/sources/<name>.py and its arguments
+        text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
+        load=dict(),  # role -> FILE or WORKDIR[:ROLE], the weights that net starts from
         augment=dict(views=(), eval=()),  # views: a tuple of views, each a tuple of (op, arguments); eval: one such view
         optim=dict(),  # arguments of simclr_jax/train/optim.py:make
         devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README
         mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
         log_every=50,  # steps between log lines
         checkpoint=dict(every=1000, keep=2, keep_every=0),  # in steps; keep: newest ones; keep_every: kept for good
-        evals=dict(every=0, run=("knn",), best="", limit=10000, train="train", test="test"),  # see below
+        evals=dict(every=0, run=("knn",), best="", limit=10000, train="train", test="test", pairs="test",
+                   classes="", templates="plain"),  # see above; classes, templates: of zero_shot, as the command's flags
         pictures=True,  # write workdir/images/
         profile=dict(start=0, steps=0),  # trace these steps into workdir/profile/
         wandb=False,  # also log to Weights & Biases
@@ -106,7 +110,7 @@ def options(argv: list[str], **options) -> dict:
 
 def _rename(config, argv):
     """Applies `--config.SECTION.name=NEW` before the rest, keeping those of the section's keys that NEW takes too."""
-    rooms = {"method": "methods", "data": "data.sources"} | {f"nets.{role}": "nets" for role in config.get("nets", {})}
+    rooms = {"method": "methods", "data": "data.sources", "text": "data.tokenizers"} | {f"nets.{role}": "nets" for role in config.get("nets", {})}
     for a in argv:
         section, equals, name = a.removeprefix("--config.").partition(".name=")
         if a.startswith("--config.") and equals and section in rooms:
@@ -192,12 +196,11 @@ def fill(config: ConfigDict) -> ConfigDict:
 
     config.method = filled("method", config.method, "methods")
     for role in config.nets:
-        config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis",))
+        config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis", "vocab", "length", "eot"))
     config.data = filled("data", config.data, "data.sources")
+    if config.text:
+        config.text = filled("text", config.text, "data.tokenizers", ("captions", "file"))
     config.optim = filled("optim", config.optim, None)
-    for key in {"root", "data_dir"} & set(config.data):  # a run is resumed and evaluated from any directory
-        if config.data[key] and "://" not in config.data[key]:
-            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
     for section in ("augment", "checkpoint", "evals", "profile"):
         if not isinstance(config[section], ConfigDict):
             raise UsageError(f"config.{section}={config[section]!r}, wanted a dict")
@@ -205,6 +208,12 @@ def fill(config: ConfigDict) -> ConfigDict:
         if unknown:
             raise UsageError(f"config.{section} has an unknown field {unknown[0]!r}{near(unknown[0], base()[section])}")
         config[section] = ConfigDict({**base()[section].to_dict(), **config[section].to_dict()})
+    # A run is resumed and evaluated from any directory.
+    paths = [("data", "root"), ("data", "data_dir"), ("text", "path"), ("evals", "classes")]
+    for section, key in paths + [("load", role) for role in config.load]:
+        value = config[section].get(key)
+        if value and "://" not in value:
+            config[section][key] = os.path.abspath(os.path.expanduser(value))
     return config.lock()
 
 
@@ -220,6 +229,10 @@ def check(config: ConfigDict) -> None:
     if len(config.augment.views) < 2 and config.method.name == "simclr":
         raise UsageError(f"config.augment.views has {len(config.augment.views)} views, wanted 2; "
                          "see configs/common/recipes.py")
+    for role in config.method.get("locked", ()):
+        if not config.load.get(role):
+            raise UsageError(f"config.method.locked names {role!r}, which would stay as it starts, at random; give its weights, "
+                             f"as in --config.load.{role}=WORKDIR:backbone")
     if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
         raise UsageError(f"config.checkpoint={config.checkpoint.to_dict()}, wanted every and keep of at least 1")
 

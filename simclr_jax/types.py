@@ -26,6 +26,14 @@ class Ctx(NamedTuple):
     axis: str | None  # the mesh axis of the data, or None on one device
 
 
+def row_keys(key: Array, batch: Batch) -> Array:
+    """key[b]: one key a row, from its id alone, so that a row draws the same wherever and with whomever it is computed.
+
+    `key` is of the step, as in `Ctx`.
+    """
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i[0]), i[1]))(batch["id"])
+
+
 def keep(params, extra, ctx):
     """The default `finish`: nothing in `extra` follows the parameters."""
     del params, ctx

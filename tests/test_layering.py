@@ -8,7 +8,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "simclr_jax"
 LEAVES = {"errors", "names", "command", "__init__"}
 # What each room may import of ours, beyond itself and the leaves.
 MAY = {
-    "watch": {"build", "data", "evals"},  # composition, for the commands
+    # Composition, for the commands.
+    "embed": {"build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
+    "watch": {"build", "embed", "evals", "pairs"},
     "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},

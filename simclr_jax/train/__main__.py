@@ -2,13 +2,12 @@
 import platform
 
 import jax
-import numpy as np
 
-from simclr_jax import __version__, build, config as configs, data, dist, watch
+from simclr_jax import __version__, build, config as configs, data, dist, embed, watch
 from simclr_jax.command import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
-from simclr_jax.train import log as logs, optim, workdir as workdirs
+from simclr_jax.train import load, log as logs, optim, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
 from simclr_jax.train.state import init_state, state_shapes
@@ -28,29 +27,40 @@ def main(argv: list[str]) -> None:
     problem = ""
     try:
         mesh = build.mesh(config)
-        method = build.method(config, axis=dist.DATA)
         source = build.source(config)
         views, size = data.check(source, config.augment.views, config.augment.eval, batch=config.batch, process=process)
+        tokenizer = build.tokenizer(config, source, workdir)
+        method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
-        rows = {"views": jax.ShapeDtypeStruct((config.batch, views, size, size, 3), np.float32)}
+        rows = build.rows(config, views, size, tokenizer)
         step_fn = make_step(method, optimiser.tx, mesh, seed=config.seed, microbatches=config.microbatches)
-        jax.eval_shape(step_fn, state_shapes(method, optimiser.tx, rows, seed=config.seed), rows)
-        evaluate = watch.make(config, method, process) if config.evals.every else None
+        shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
+        jax.eval_shape(step_fn, shapes, rows)
+        fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
+        loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
+        load.place(shapes, loaded)
+        evaluate = watch.make(config, method, process, tokenizer) if config.evals.every else None
         logs.check(config)
     except UsageError as e:
         problem = str(e)
     dist.refuse_together(problem)
     dist.agree(str(source.digest), "the data")
+    if tokenizer is not None:
+        dist.agree(str(tokenizer.digest), "the tokenizer")
     workdirs.open_workdir(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every, log=print if lead else lambda _: None)
     meta = {"config": configs.plain(config), "data": {"examples": source.size, "digest": source.digest}}
+    if tokenizer is not None:
+        meta["data"]["tokenizer"] = tokenizer.digest
+        workdirs.write_tokenizer(workdir, tokenizer.keep)
     _refuse_change(checkpoints.meta(), meta, flags["allow_config_change"], lead)
     if lead:
-        _greet(config, mesh, source, total, workdir)
+        _greet(config, mesh, source, tokenizer, total, workdir)
 
     state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
+    state = load.place(state, loaded)
     excluded = optimiser.report(state.params)
     if lead:
         print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n", flush=True)
@@ -65,16 +75,17 @@ def main(argv: list[str]) -> None:
     try:
         if lead and config.pictures and start < total:
             first = data.batches(source, config.augment.views, batch=min(8, source.size), seed=config.seed)
-            watch.picture(workdir, "views.png", pictures.views, next(first)["views"])
+            embed.picture(workdir, "views.png", pictures.views, next(first)["views"])
             first.close()
         batches = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed, start_step=start,
-                               process=process) if start < total else iter(())
+                               process=process, tokenizer=tokenizer) if start < total else iter(())
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
+            at_bounds=optimiser.at_bounds,
             profile=dict(config.profile), workdir=workdir)
         if lead and config.pictures and start < total:
-            watch.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
+            embed.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
     finally:
         log.close()
         checkpoints.close()
@@ -109,19 +120,20 @@ def _refuse_change(saved, meta, allowed, lead):
             print(f"changed on resume, as allowed: {d}")
 
 
-def _greet(config, mesh, source, total, workdir):
+def _greet(config, mesh, source, tokenizer, total, workdir):
     device = jax.devices()[0]
     layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"simclr_jax {__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"devices: {mesh.size} {device.platform} ({device.device_kind}), mesh {layout}, {jax.process_count()} process(es)")
-    print(f"data: {source.describe}")
+    print(f"data: {source.describe}" + (f"; text: {tokenizer.describe}" if tokenizer else ""))
     top = optim.peak(config.optim.lr, config.batch, config.optim.scaling)
     epochs = total * config.batch / source.size
     print(f"run: {config.method.name}, batch {config.batch} ({config.batch // mesh.shape[dist.DATA]} a device), "
           f"{total} steps = {epochs:.1f} epochs, learning rate {config.optim.lr:g} scaled {config.optim.scaling}: {top:g}")
-    if config.optim.warmup_epochs > epochs:
-        print(f"note: the warm-up of {config.optim.warmup_epochs:g} epochs is longer than the run, which never reaches "
-              "that rate; lower config.optim.warmup_epochs")
+    warmup = config.optim.warmup_steps * config.batch / source.size or config.optim.warmup_epochs
+    if warmup > epochs:
+        print(f"note: the warm-up of {warmup:.3g} epochs is longer than the run, which never reaches "
+              "that rate; lower config.optim.warmup_epochs or warmup_steps")
     print(f"workdir: {workdir}", flush=True)
 
 

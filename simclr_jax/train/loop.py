@@ -13,7 +13,7 @@ from simclr_jax.train.stop import Stop
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        problems: Callable = list, profile: dict | None = None, workdir=None):
+        problems: Callable = list, at_bounds: Callable | None = None, profile: dict | None = None, workdir=None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
@@ -23,6 +23,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
       evaluate: state -> {name: float}, called every `eval_every` steps and at the end; best: the name by which the best
         checkpoint is kept.
       problems: () -> [str], lines about examples that were skipped so far.
+      at_bounds: params -> [str], what sits at a bound; each line is said once.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
 
     Raises:
@@ -42,7 +43,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
     def due(step):
         return evaluate is not None and step > 0 and (step % eval_every == 0 or step == total)
 
-    step, reported = int(state.step), 0
+    step, reported, warned = int(state.step), 0, set()
     if due(step) and not log.has(step, "eval/"):
         score(step, state)  # a run that was stopped here has saved, but not scored
     if step >= total:
@@ -73,6 +74,9 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
                     log.write(step, numbers)
                     log.progress(step, _line(numbers, clock.eta(step)))
                     reported = _report(problems(), reported)
+                    for line in set(at_bounds(state.params) if at_bounds else ()) - warned:
+                        warned.add(line)
+                        log.say(f"warning: step {step}: {line}")
                 if save:
                     checkpoints.save(step, state, meta, wait=last or stopping)
                 if due(step) and not stopping:

@@ -81,3 +81,12 @@ def read_config(workdir) -> dict | None:
         return json.loads(path.read_text())
     except json.JSONDecodeError as e:
         raise UsageError(f"{path} is no JSON ({e}); restore it, or start in another --workdir") from e
+
+
+def write_tokenizer(workdir, content: bytes) -> None:
+    """tokenizer.json, whole or not at all, if there is something to keep and no file yet."""
+    path = workdir / "tokenizer.json"
+    if jax.process_index() == 0 and content and not path.exists():
+        temporary = workdir / "tokenizer.json.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(path)

@@ -22,10 +22,34 @@ def dense(width):
     return Net(init, apply)
 
 
+def words(width):
+    """A text net that draws by row: a tenth of each row's features is dropped, by the row's key."""
+    def init(key, x):
+        return {"kernel": 0.3 * jax.random.normal(key, (32, width))}, {}
+
+    def apply(params, stats, x, *, train, key=None, mask=None):
+        y = jnp.sum(params["kernel"][x], axis=1)
+        if train:
+            y = y * jax.vmap(lambda k: jax.random.bernoulli(k, 0.9, (width,)))(key)
+        return {"pooled": jnp.tanh(y)}, stats
+    return Net(init, apply)
+
+
+def batch(views):
+    ids = jnp.stack([jnp.arange(100, 116), jnp.full(16, 2)], axis=1).astype(jnp.uint32)
+    return {"views": jax.random.normal(jax.random.key(3), (16, views, 4, 4, 3)), "id": ids,
+            "text": jax.random.randint(jax.random.key(4), (16, 5), 0, 32)}
+
+
+def towers():
+    return {"image": dense(6), "text": words(6)}
+
+
 # One line a method: its nets, its arguments and a batch of 16 rows.
 TOYS = {
-    "simclr": dict(nets=lambda: {"backbone": dense(8), "projector": dense(6)}, spec=dict(temperature=0.3),
-                   batch={"views": jax.random.normal(jax.random.key(3), (16, 2, 4, 4, 3))}),
+    "simclr": dict(nets=lambda: {"backbone": dense(8), "projector": dense(6)}, spec=dict(temperature=0.3), batch=batch(2)),
+    "clip": dict(nets=towers, spec=dict(temperature=0.3), batch=batch(1)),
+    "siglip": dict(nets=towers, spec=dict(scale=4.0, bias=-2.0), batch=batch(1)),
 }
 METHODS = names.available("methods")
 
@@ -113,6 +137,8 @@ def test_outputs_are_by_row_and_features_too(name):
     loss, (_, metrics) = method.criterion(params, extra, outputs, ctx)
     assert loss.shape == () and all(jnp.shape(m) == () for m in metrics.values())
     features = method.embed(params, extra, {"image": batch["views"][:, 0]})
+    if "text" in TOYS[name]["nets"]():
+        features |= method.embed(params, extra, {"text": batch["text"]})
     assert all(f.ndim == 2 and f.shape[0] == 16 for f in features.values())
 
 

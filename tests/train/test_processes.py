@@ -9,31 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from runs import ROOT, SMALL, numbers, train
+from runs import ROOT, SMALL, finish, launch, numbers, start, train
 from simclr_jax.train.log import read_rows
 
 CONFIG = f"--config={ROOT}/configs/simclr_digits.py"
-
-
-def launch(workdir, *more, wait=60):
-    """launch/local.sh with two processes; returns (exit code, output). Killed after `wait` seconds."""
-    return finish(start(workdir, *more), wait)
-
-
-def start(workdir, *more):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHON": sys.executable}
-    return subprocess.Popen([ROOT / "launch/local.sh", "2", CONFIG, f"--workdir={workdir}", *SMALL, *more],
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True)
-
-
-def finish(job, wait):
-    try:
-        return job, job.communicate(timeout=wait)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        pytest.fail(f"two processes did not end within {wait} s:\n{job.communicate()[0]}")
-
 
 def test_two_processes_train_as_one(tmp_path):
     train(tmp_path / "one")
