@@ -7,6 +7,10 @@ differs from what an op can do, the function says so.
 # Channel means and standard deviations of ImageNet's training set, as torchvision and BYOL write them.
 IMAGENET = ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
 
+# Those of CLIP's own training set, as openai/CLIP clip/clip.py writes them.
+CLIP = ("normalize", dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)))
+HALVES = ("normalize", dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))  # [0, 1] to [-1, 1]
+
 
 def simclr(size: int = 224, strength: float = 1.0) -> tuple:
     """SimCLR on ImageNet (Chen et al. 2020, appendix A; google-research/simclr tf2/data_util.py).
@@ -66,6 +70,42 @@ def moco_v3(size: int = 224, lowest: float = 0.08) -> tuple:
     end = (("flip", dict(p=0.5)), IMAGENET)
     return (start + (_torch_blur(size, p=1.0),) + end,
             start + (_torch_blur(size, p=0.1), ("solarize", dict(p=0.2, threshold=128 / 255))) + end)
+
+
+def clip(size: int = 224, lowest: float = 0.9) -> tuple:
+    """CLIP's one view: a random crop of nearly all of the image (Radford et al. 2021, section 2.4).
+
+    Area .9 to 1 and bicubic as in open_clip (open_clip/transform.py, AugmentationCfg).
+    """
+    crop = dict(size=size, area=(lowest, 1.0), ratio=(3 / 4, 4 / 3), method="bicubic", antialias=True, sampling="torch")
+    return ((("random_resized_crop", crop), CLIP),)
+
+
+def siglip(size: int = 224) -> tuple:
+    """SigLIP's one view: the whole image, squeezed into a square, in [-1, 1] (big_vision configs, pp "resize|value_range").
+
+    Bicubic with antialiasing, as in transformers' SiglipImageProcessor.
+    """
+    return (siglip_eval(size),)
+
+
+def clip_eval(size: int = 224) -> tuple:
+    """CLIP's test images: shorter side to `size`, bicubic, centre (openai/CLIP clip/clip.py)."""
+    return (("resize", dict(size=size, shorter=True, antialias=True)), ("center_crop", dict(size=size)), CLIP)
+
+
+def siglip_eval(size: int = 224) -> tuple:
+    """SigLIP's test images are prepared as in training."""
+    return (("resize", dict(size=size, antialias=True)), HALVES)
+
+
+def digits_pairs(size: int = 8) -> tuple:
+    """One view of a digit beside a sentence about it; gentle, as sentences tell of slant, weight and width. Ours."""
+    return ((
+        ("resize", dict(size=size, method="bilinear")),
+        ("affine", dict(degrees=5.0, translate=0.1, scale=(0.95, 1.05), shear=3.0)),
+        ("intensity", dict(contrast=(0.9, 1.1), brightness=(-0.05, 0.05))),
+    ),)
 
 
 def digits(size: int = 8) -> tuple:
