@@ -209,11 +209,11 @@ def fill(config: ConfigDict) -> ConfigDict:
             raise UsageError(f"config.{section} has an unknown field {unknown[0]!r}{near(unknown[0], base()[section])}")
         config[section] = ConfigDict({**base()[section].to_dict(), **config[section].to_dict()})
     # A run is resumed and evaluated from any directory.
-    paths = [("data", "root"), ("data", "data_dir"), ("text", "path"), ("evals", "classes")]
+    paths = [("data", "root"), ("data", "test_root"), ("data", "data_dir"), ("text", "path"), ("evals", "classes")]
     for section, key in paths + [("load", role) for role in config.load]:
-        value = config[section].get(key)
-        if value and "://" not in value:
-            config[section][key] = os.path.abspath(os.path.expanduser(value))
+        if value := config[section].get(key):
+            config[section][key] = "::".join(v if "://" in v else os.path.abspath(os.path.expanduser(v))
+                                             for v in value.split("::"))
     return config.lock()
 
 

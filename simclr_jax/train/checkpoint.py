@@ -89,11 +89,13 @@ class Checkpoints:
     def save_best(self, step: int, state, meta: dict, value: float) -> bool:
         """Saves to `best` if `value` is larger than that of the step kept there; `meta` gets it as "best".
 
+        A step whose meta has another "best_of", the name of what was compared, is written over.
+
         The old one goes when the new one is whole. Returns whether it saved. Arguments and errors as `save`.
         """
         best = self._open_best()
         best.wait()
-        held = best._value()
+        held = best._value(meta.get("best_of"))
         if not _first(int(value > held)):
             return False
         best.save(step, state, {**meta, "best": float(value)})
@@ -187,13 +189,17 @@ class Checkpoints:
             self._best = Checkpoints(self.directory.parent / "best", keep=1, writable=self._writable, log=self._log)
         return self._best
 
-    def _value(self) -> float:
-        """Of the best step there is; -inf without one. A step whose value cannot be read may be written over."""
+    def _value(self, of) -> float:
+        """Of the best step there is; -inf without one, or if it was the best of something else.
+
+        A step whose value cannot be read may be written over.
+        """
         tried: set[int] = set()
         while (step := _first(max(set(self.steps()) - tried, default=-1))) >= 0:
             tried.add(step)
             try:
-                value = float(stored.record(self.directory / str(step))["meta"]["best"])
+                meta = stored.record(self.directory / str(step))["meta"]
+                value = float(meta["best"]) if meta.get("best_of") == of else -math.inf
             except Exception:
                 value = None
             if all(_everyone(int(value is not None))):

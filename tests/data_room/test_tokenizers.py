@@ -15,18 +15,7 @@ from simclr_jax import names
 from simclr_jax.data import tokenizer as shared
 from simclr_jax.data.tokenizers import bpe, clip, hf, sentencepiece
 from simclr_jax.errors import UsageError
-
-SENTENCES = [
-    "A photo of a dog on the grass.", "two dogs run through the snow", "A dog jumps over the fence",
-    "the cat sat on a mat", "a red bike leans on the wall", "A woman holds a blue umbrella in the rain",
-    "the man rides a red bike in the rain", "a man and a woman sit on the grass", "Children play on the beach",
-    "a child and a dog play in the snow"]
-NASTY = [
-    "", " ", "\n\t", "a", "\x00", "nul \x00 in it", "\x1b[31m\x7f\x85", "\ud800", "x\udfff\ud83d\ude00", "\ufeff\u200b",
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f", "\u4e00\u53ea\u732b", "\u0645\u0631\u062d\u0628\u0627",
-    "\u0130I\u0131\u017f\u1e9e", "\U0010ffff\u0378\ue000", "&amp;amp;&#0;&#xd800;&bogus;", "l\u00c3\u00a9gende",
-    "<end_of_text>", "</s><pad>[SEP][PAD]", "<unk>", "!" * 3000, "a" * 100_000, "long words " * 9000, "\u4e2d" * 20_000,
-    "'" * 999]
+from texts import NASTY, SENTENCES, around, wordpiece
 
 
 @functools.cache
@@ -50,23 +39,6 @@ def sentencepiece_model(**options):
         sentence_iterator=iter(SENTENCES * 4), model_writer=writer, vocab_size=80, hard_vocab_limit=False,
         minloglevel=2, **{**dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1), **options})
     return writer.getvalue()
-
-
-def wordpiece():
-    """A tokenizer like BERT's, trained here, not yet with special tokens around a text."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    t.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(
-        vocab_size=200, special_tokens=["[UNK]", "[CLS]", "[PAD]", "[SEP]"], show_progress=False))
-    return t
-
-
-def around(t, template="[CLS] $A [SEP]"):
-    from tokenizers import processors
-    specials = [(s, t.token_to_id(s)) for s in template.split() if s != "$A"]
-    t.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
-    return t
 
 
 @pytest.fixture(scope="module")
@@ -326,80 +298,6 @@ def test_files_that_are_none_are_one_line(folder, tmp_path, make, good):
         make(path=str(tmp_path / "none"))
     with pytest.raises(UsageError, match="no path given"):
         make(path="")
-
-
-def test_bpe_round_trip_and_special_tokens():
-    t = bpe.make(size=500, length=64, captions=lambda: SENTENCES)
-    rust = shared.from_json(bpe._trained(iter([s.lower() for s in SENTENCES]), 500), "")
-    texts = [*SENTENCES, "unseen words: \u00e9t\u00e9 \u732b \U0001f600!", "a <end_of_text> b<pad>"]
-    for text, row in zip(texts, t.encode(texts)):
-        end = row.tolist().index(2)
-        assert row[0] == 1 and (row[end + 1:] == 0).all() and not (row[1:end] <= 2).any()
-        assert rust.decode(row[1:end].tolist()) == " " + text.lower()
-    assert (t.vocab, t.eot, t.pad) == (500, 2, 0)
-    assert len(set(bpe.make(size=300, captions=lambda: ["dog dog"]).encode(["dog"])[0]) - {0, 1, 2}) == 1
-    merged = t.encode(SENTENCES)
-    assert (merged >= bpe.SMALLEST).any() and (merged > 2).sum() < 0.5 * sum(map(len, SENTENCES))
-
-
-def test_bpe_file_works_elsewhere(tmp_path):
-    """The kept file has its own lower case and start and end: another library's reader gets our ids of clean text."""
-    file = tmp_path / "t.json"
-    t = bpe.make(size=400, length=40, captions=lambda: SENTENCES, file=str(file))
-    file.write_bytes(t.keep)
-    ids = t.encode(SENTENCES[:1])[0]
-    assert shared.from_json(file.read_bytes(), "").encode(SENTENCES[0]).ids == ids[ids != 0].tolist()
-    other = hf.make(path=str(file), length=40)
-    assert np.array_equal(other.encode(SENTENCES), t.encode(SENTENCES))
-    assert (other.eot, other.pad, other.vocab) == (t.eot, t.pad, t.vocab)
-
-
-def test_bpe_is_deterministic_and_its_file_is_kept(tmp_path):
-    made = [bpe.make(size=400, captions=lambda: iter(SENTENCES)) for _ in range(2)]
-    assert made[0].keep == made[1].keep
-    file = tmp_path / "a.json"
-    file.write_bytes(made[0].keep)
-
-    def never():
-        raise AssertionError("the file is there")
-    again = bpe.make(size=400, captions=never, file=str(file))
-    assert again.digest == made[0].digest == made[1].digest
-    assert np.array_equal(again.encode(NASTY + SENTENCES), made[1].encode(NASTY + SENTENCES))
-    assert np.array_equal(bpe.make(size=400, file=str(file)).encode(NASTY), made[0].encode(NASTY))
-    other = bpe.make(size=400, captions=lambda: SENTENCES[:5])
-    assert other.digest != again.digest
-    with pytest.raises(UsageError, match="400 tokens.* size=500"):
-        bpe.make(size=500, file=str(file))
-
-
-@pytest.mark.parametrize("captions", [["one"], [""], ["\x00\ud800", "a" * 50_000], SENTENCES])
-def test_bpe_vocabulary_is_of_the_size_asked_for(captions):
-    for size in (259, 5000):
-        t = bpe.make(size=size, captions=lambda: captions)
-        assert t.vocab == size and t.encode(NASTY).max() < size
-        rust = shared.from_json(t.keep, "")
-        assert rust.get_vocab_size() == size
-
-
-def test_bpe_reads_no_more_captions_than_its_limit(monkeypatch):
-    monkeypatch.setattr(bpe, "CAPTIONS", 4)
-    endless = bpe.make(size=300, captions=lambda: itertools.cycle(SENTENCES))
-    assert endless.digest == bpe.make(size=300, captions=lambda: SENTENCES[:4]).digest
-
-
-def test_bpe_refusals(tmp_path):
-    file = tmp_path / "t.json"
-    for size, captions, says in [(258, lambda: SENTENCES, "size=258 given; wanted at least 259"),
-                                 (300, None, "no captions to train on"), (300, lambda: [], "no captions to train on")]:
-        with pytest.raises(UsageError, match=says):
-            bpe.make(size=size, captions=captions, file=str(file))
-    assert not file.exists()
-    whole = bpe.make(size=300, captions=lambda: SENTENCES).keep
-    for bad in (whole[:999], b"", whole.replace(b"<pad>", b"<bad>"), around(wordpiece()).to_str().encode()):
-        file.write_bytes(bad)
-        with pytest.raises(UsageError, match=r"t\.json") as e:
-            bpe.make(size=300, captions=lambda: SENTENCES, file=str(file))
-        assert "\n" not in str(e.value) and file.read_bytes() == bad
 
 
 @pytest.mark.parametrize("library", ["tokenizers", "ftfy", "sentencepiece"])

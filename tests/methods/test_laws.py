@@ -98,7 +98,8 @@ def assert_same(got, want, rtol=1e-5, atol=1e-6):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("devices, microbatches", [(1, 4), (2, 1), (2, 8), (4, 2), (8, 1), (8, 2)])
+@pytest.mark.parametrize("devices, microbatches", [(1, 4), (8, 2)] + [
+    pytest.param(*split, marks=pytest.mark.slow) for split in ((2, 1), (2, 8), (4, 2), (8, 1))])
 def test_any_split_trains_the_same(name, devices, microbatches, mesh, one_device):
     assert_same(train(name, mesh(devices), microbatches=microbatches), one_device(name))
 

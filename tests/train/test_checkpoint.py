@@ -320,6 +320,15 @@ def test_best_is_the_largest_value_and_outlives_a_restart(tmp_path):
     assert Checkpoints(tmp_path / "best").meta()["best"] == 0.1
 
 
+def test_the_best_of_one_thing_is_not_compared_with_that_of_another(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.save_best(1, make_state(1), {"best_of": "knn"}, 0.9)
+    assert not checkpoints.save_best(2, make_state(2), {"best_of": "knn"}, 0.5)
+    assert checkpoints.save_best(3, make_state(3), {"best_of": "retrieval"}, 0.1)
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "best").steps() == [3]
+
+
 def test_the_old_best_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save_best(1, make_state(1), {}, 0.1)

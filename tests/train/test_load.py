@@ -36,6 +36,7 @@ def lit(workdir, simclr):
     main(["train", f"--config={config}", f"--workdir={workdir}", *TOWER])
 
 
+@pytest.mark.slow
 def test_a_locked_tower_starts_and_stays_as_the_run_it_is_of(simclr, tmp_path):
     lit(tmp_path / "lit", simclr)
     before, after = arrays(simclr, "backbone"), arrays(tmp_path / "lit", "image")

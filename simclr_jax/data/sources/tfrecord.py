@@ -9,7 +9,7 @@ from simclr_jax.data import captions
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.memory import Recent
 from simclr_jax.data.source import Problems, Source, of_encoded
-from simclr_jax.data.sources import _tfrecord
+from simclr_jax.data.sources import _shards, _tfrecord
 from simclr_jax.errors import UsageError
 from simclr_jax.names import near
 
@@ -19,7 +19,7 @@ def make(*, root: str, split: str = "train", test_root: str = "", image_key: str
          memory: float = 1.0) -> Source:
     """Images, with captions and labels if there are any, in the features of examples.
 
-    The places of all records are found once and kept; see `_tfrecord.kept`. So examples are read in any order, shuffled
+    The places of all records are found once and kept; see `_shards.kept`. So examples are read in any order, shuffled
     over all files, and each comes once an epoch. Processes share out whole files; see `order.make`. An example without
     an image or a caption counts as unreadable.
 
@@ -37,7 +37,7 @@ def make(*, root: str, split: str = "train", test_root: str = "", image_key: str
     Raises:
       UsageError: no such split, files or feature, a file that is damaged or compressed, or no examples.
     """
-    files, sizes = _tfrecord.of_split("tfrecord", root, split, test_root, "*.tfrecord*")
+    files, sizes = _shards.of_split("tfrecord", root, split, test_root, "*.tfrecord*")
     counts, record = _tfrecord.of_files(files, sizes, "tfrecord")
     root, total, ends = root if split == "train" else test_root, sum(counts), np.cumsum(counts)
     if not total:

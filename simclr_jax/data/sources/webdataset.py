@@ -12,7 +12,7 @@ from simclr_jax.data import captions
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.memory import Recent
 from simclr_jax.data.source import Problems, Source, of_encoded
-from simclr_jax.data.sources import _tfrecord as shards
+from simclr_jax.data.sources import _shards as shards
 from simclr_jax.errors import UsageError
 
 _BLOCK = 512
@@ -25,7 +25,7 @@ def make(*, root: str, split: str = "train", test_root: str = "", image_key: str
          memory: float = 1.0) -> Source:
     """Tar shards of images, with captions and labels if there are any.
 
-    The places of all members are found once and kept; see `_tfrecord.kept`. So examples are read in any order, shuffled
+    The places of all members are found once and kept; see `_shards.kept`. So examples are read in any order, shuffled
     over all shards, and each comes once an epoch. Processes share out whole shards; see `order.make`. A sample without
     an image or a caption counts as unreadable. Of two members of one name the later counts, as in tar.
 
