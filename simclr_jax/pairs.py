@@ -72,21 +72,22 @@ def run(config, names, of_images, of_texts, multiple: int, tokenizer, *, split: 
 
 
 def similarity(workdir, config, split, found, sample: int = 12):
-    """A picture of how similar some images and their first captions are."""
+    """A picture of how similar some images and their longest captions are."""
     rows = np.unique(np.linspace(0, len(found.images) - 1, sample).astype(int))
-    texts = [int(np.flatnonzero(found.owner == row)[0]) for row in rows]
     source = build.source(config, split)
-    words = [source.captions(int(found.ids[row]))[0] for row in rows]
+    captions = [source.captions(int(found.ids[row])) for row in rows]
+    longest = [int(np.argmax([len(text) for text in own])) for own in captions]
+    texts = [int(np.flatnonzero(found.owner == row)[i]) for row, i in zip(rows, longest)]
     matrix = _unit(found.images[rows]) @ _unit(found.texts[texts]).T
-    return embed.picture(workdir, "similarity.png", pair_pictures.similarity, embed.images(config, split, found.ids[rows]), words,
-                         matrix)
+    return embed.picture(workdir, "similarity.png", pair_pictures.similarity,
+                         embed.images(config, split, found.ids[rows]), [own[i] for own, i in zip(captions, longest)], matrix)
 
 
 def search(workdir, config, split, found, query, text: str, k: int):
     """Prints and draws the k images nearest to a text with features query[1,D]."""
     index, similarity = (part[0] for part in knn.neighbours(found.images, query, k=k))
     ids, source = found.ids[index], build.source(config, split)
-    known = [source.captions(int(i))[0] for i in ids] if source.captions else None
+    known = [max(source.captions(int(i)), key=len) for i in ids] if source.captions else None
     for rank, (i, s) in enumerate(zip(ids, similarity)):
         print(f"{rank + 1:3d}  {s:.3f}  example {i}" + (f"  {known[rank]}" if known else ""))
     name = "".join(c if c.isalnum() else "_" for c in text.lower())[:60]

@@ -99,7 +99,11 @@ def loss_curve(figure, metrics: str | os.PathLike):
             other.plot(at, 100 * np.asarray(value), "os^Dv"[i % 5], ls=":", lw=1, ms=6, color=PALETTE[1:][i % 9],
                        label=name.removeprefix("eval/").replace("_", " "))
         other.set(ylabel="eval, %", ylim=(0, 104))
-        other.legend(loc="center right")
+        if len(evals) <= 3:
+            other.legend(loc="center right")
+        else:  # they would cover the curves
+            figure.set_size_inches(9.2, 4)
+            figure.legend(loc="outside right center", fontsize=10)
 
 
 @_picture
