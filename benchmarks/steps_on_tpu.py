@@ -219,6 +219,9 @@ def _products(jaxpr):
             inner = e.params["length"]
         elif name == "shard_map":
             inner = e.params["mesh"].size
+        elif name == "cond":  # one branch runs, as that of a platform
+            total += max(_products(branch.jaxpr) for branch in e.params["branches"])
+            continue
         for x in (x for v in e.params.values() for x in (v if isinstance(v, (tuple, list)) else (v,))):
             below = getattr(x, "jaxpr", x)
             found = _products(below) if hasattr(below, "eqns") else 0
