@@ -147,9 +147,8 @@ def test_bad_input_is_refused_before_anything_is_written(given, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_two_processes_train_as_one(loss, tmp_path):
-    train(tmp_path / "one", "--config.devices=1", loss=loss)
-    job, output = launch(tmp_path / "two", config=f"{ROOT}/configs/clip_digits.py:loss={loss}", small=SMALL, wait=120)
+def test_two_processes_train_as_one(run, tmp_path):
+    loss, whole = run
+    job, output = launch(tmp_path, config=f"{ROOT}/configs/clip_digits.py:loss={loss}", small=SMALL, wait=120)
     assert job.returncode == 0 and "2 process(es)" in output, output
-    close(tmp_path / "two", tmp_path / "one")
+    close(tmp_path, whole)
