@@ -5,7 +5,7 @@
 
 Variants, after a colon: batch=32768, res=224, epochs=32, lr=0.0005, gelu=quick, dtype=bfloat16, remat=false (of the text tower).
 
-Recipe: as configs/clip_vit_b32.py, but AdamW's betas .9 and .999 and eps 1e-8 for ResNets (Radford et al. 2021, table 18;
+Recipe: as configs/clip_vit_b32.py, but AdamW's betas .9 and .999 and eps 1e-8 for ResNets (Radford et al. 2021, appendix;
 open_clip params.py). Batch statistics are over all devices; the original's are a device's (`--config.nets.image.bn=local`).
 
 Hardware  592 V100 for 18 days is the paper's largest, an RN50x64; RN50 on any number of devices.

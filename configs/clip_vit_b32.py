@@ -8,7 +8,7 @@
 Variants, after a colon: batch=32768, res=224, epochs=32, lr=0.0005, patch=32, gelu=quick (erf for open_clip's retrained
 nets), dtype=bfloat16, remat=false (true: activations are made again, for a larger batch a chip).
 
-Recipe: Radford et al. 2021, arXiv:2103.00020, tables 18 and 19, and open_clip's (src/open_clip_train/params.py): AdamW 5e-4, betas
+Recipe: Radford et al. 2021, arXiv:2103.00020, appendix, and open_clip's (src/open_clip_train/params.py): AdamW 5e-4, betas
 .9 and .98, eps 1e-6, decay .2 but of scales, biases and the temperature, 2,000 steps of warm-up, cosine to 0, 32 epochs;
 temperature .07 at first and 1/T at most 100. Steps here: warm-up counts step / 2000, open_clip's (step + 1) / warm-up.
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from simclr_jax import dist, names
+from simclr_jax.data import captions
 from simclr_jax.errors import UsageError
 from simclr_jax.train import optim
 from simclr_jax.types import Method
@@ -28,14 +29,12 @@ def tokenizer(config, source, workdir):
     """The tokenizer of the config, or None; one that is trained on captions is read from the workdir if it is there."""
     if not config.text:
         return None
-    if source.captions is None:
-        raise UsageError(f"config.text={config.text.name!r}, but {source.describe} has no captions; see docs/image_text.md "
-                         "for the forms in which they are found")
+    captions.check(source, config.text)
 
-    def captions():
+    def every():
         for i in range(source.size):
             yield from source.captions(i)
-    return names.make("data.tokenizers", config.text, captions=captions, file=str(workdir / "tokenizer.json"))
+    return names.make("data.tokenizers", config.text, captions=every, file=str(workdir / "tokenizer.json"))
 
 
 def rows(config, views: int, size: int, tokenizer=None) -> dict:

@@ -110,7 +110,8 @@ def options(argv: list[str], **options) -> dict:
 
 def _rename(config, argv):
     """Applies `--config.SECTION.name=NEW` before the rest, keeping those of the section's keys that NEW takes too."""
-    rooms = {"method": "methods", "data": "data.sources", "text": "data.tokenizers"} | {f"nets.{role}": "nets" for role in config.get("nets", {})}
+    rooms = {"method": "methods", "data": "data.sources", "text": "data.tokenizers"}
+    rooms |= {f"nets.{role}": "nets" for role in config.get("nets", {})}
     for a in argv:
         section, equals, name = a.removeprefix("--config.").partition(".name=")
         if a.startswith("--config.") and equals and section in rooms:

@@ -3,7 +3,7 @@ import numpy as np
 
 from simclr_jax import build, data
 
-ROWS = 256  # images embedded at once
+ROWS = 256  # images or texts embedded at once
 
 
 def features(config, embed, multiple: int, *, split: str, limit: int = 0, process=(0, 1)):
@@ -55,12 +55,17 @@ def captions(config, embed, multiple: int, tokenizer, split: str, ids, *, limit:
 
 def texts(embed, multiple: int, tokenizer, words) -> np.ndarray:
     """f32[n,D]: features of n texts, a fixed number of rows at a time."""
-    rows, out = -(-ROWS // multiple) * multiple, []
+    rows, out = rows_of(multiple), []
     for start in range(0, len(words), rows):
         tokens = tokenizer.encode(words[start:start + rows])
         n = len(tokens)
         out.append(np.asarray(embed(np.concatenate([tokens, np.repeat(tokens[-1:], rows - n, axis=0)])))[:n])
     return np.concatenate(out).astype(np.float32)
+
+
+def rows_of(multiple: int) -> int:
+    """Rows embedded at once: `ROWS`, made a multiple."""
+    return -(-ROWS // multiple) * multiple
 
 
 def _limited(source, limit):

@@ -5,7 +5,7 @@ import numpy as np
 
 from simclr_jax import build, embed
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import knn, pair_pictures, retrieval, templates, zero_shot
+from simclr_jax.evals import health, pair_pictures, retrieval, templates, zero_shot
 
 EVALS = "zero_shot", "retrieval"
 
@@ -62,8 +62,7 @@ def run(config, names, of_images, of_texts, multiple: int, tokenizer, *, split: 
     records, texts, owner = [], None, None
     if "zero_shot" in names:
         named, asked = class_names(config, source), templates.read(config.evals.templates)
-        rows = -(-embed.ROWS // multiple) * multiple
-        weights = zero_shot.classifier(of_texts, tokenizer.encode, named, asked, batch=rows)
+        weights = zero_shot.classifier(of_texts, tokenizer.encode, named, asked, batch=embed.rows_of(multiple))
         records.append(zero_shot.score(x, y, weights, step=step, features=kind, names=named, templates=len(asked)))
     if "retrieval" in names:
         texts, owner = embed.captions(config, of_texts, multiple, tokenizer, split, ids, limit=limit, process=process)
@@ -78,14 +77,14 @@ def similarity(workdir, config, split, found, sample: int = 12):
     captions = [source.captions(int(found.ids[row])) for row in rows]
     longest = [int(np.argmax([len(text) for text in own])) for own in captions]
     texts = [int(np.flatnonzero(found.owner == row)[i]) for row, i in zip(rows, longest)]
-    matrix = _unit(found.images[rows]) @ _unit(found.texts[texts]).T
+    matrix = np.asarray(health.normalize(found.images[rows])) @ np.asarray(health.normalize(found.texts[texts])).T
     return embed.picture(workdir, "similarity.png", pair_pictures.similarity,
                          embed.images(config, split, found.ids[rows]), [own[i] for own, i in zip(captions, longest)], matrix)
 
 
 def search(workdir, config, split, found, query, text: str, k: int):
     """Prints and draws the k images nearest to a text with features query[1,D]."""
-    index, similarity = (part[0] for part in knn.neighbours(found.images, query, k=k))
+    index, similarity = (part[0] for part in retrieval.search(query, found.images, k))
     ids, source = found.ids[index], build.source(config, split)
     known = [max(source.captions(int(i)), key=len) for i in ids] if source.captions else None
     for rank, (i, s) in enumerate(zip(ids, similarity)):
@@ -93,7 +92,3 @@ def search(workdir, config, split, found, query, text: str, k: int):
     name = "".join(c if c.isalnum() else "_" for c in text.lower())[:60]
     return embed.picture(workdir, f"search_{name}.png", pair_pictures.contact_sheet, embed.images(config, split, ids),
                          similarity, query=text, captions=known)
-
-
-def _unit(x):
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

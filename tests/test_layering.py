@@ -11,7 +11,7 @@ MAY = {
     # Composition, for the commands.
     "embed": {"build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
     "watch": {"build", "embed", "evals", "pairs"},
-    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim"},
+    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "data"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},
     "methods": {"types", "dist", "losses"},

@@ -73,7 +73,7 @@ def moco_v3(size: int = 224, lowest: float = 0.08) -> tuple:
 
 
 def clip(size: int = 224, lowest: float = 0.9) -> tuple:
-    """CLIP's one view: a random crop of nearly all of the image (Radford et al. 2021, section 2.4).
+    """CLIP's one view: a random crop of nearly all of the image (Radford et al. 2021, section 2).
 
     Area .9 to 1 and bicubic as in open_clip (open_clip/transform.py, AugmentationCfg).
     """

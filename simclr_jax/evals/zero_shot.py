@@ -5,7 +5,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import knn, retrieval
+from simclr_jax.evals import retrieval
 
 
 def classifier(embed_text: Callable, encode: Callable, names: Sequence[str], templates: Sequence[str], *,

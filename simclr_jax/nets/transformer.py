@@ -183,8 +183,8 @@ def attend(q, k, v, *, mask=None, causal: bool = False):
 
 
 def product(x, kernel, dimensions, precision=None, preferred_element_type=None):
-    """`lax.dot_general` of float[b,N,D] with a kernel; on CPUs of the rows as one matrix, whose gradient takes XLA half
-    the time there. On TPUs that would cost copies to other layouts."""
+    """`lax.dot_general` of float[b,N,D] with a kernel; on CPUs of the rows as one matrix, where XLA's gradient of the
+    other form is slow. On TPUs that would cost copies to other layouts."""
     how = dict(precision=precision, preferred_element_type=preferred_element_type)
 
     def by_rows(x, kernel):
