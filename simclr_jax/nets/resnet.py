@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from simclr_jax.errors import UsageError
+from simclr_jax.nets.conv import Conv, max_pool
 from simclr_jax.nets.linen import compute_dtype, fan_in, net
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
@@ -67,9 +69,7 @@ class Parts(NamedTuple):
 
     def conv(self, name, features, kernel, stride=1):
         # (k-1)/2 zeros on either side, with any stride. SAME would put the odd one below and right when strided.
-        pad = (kernel - 1) // 2
-        return nn.Conv(features, (kernel, kernel), (stride, stride), ((pad, pad), (pad, pad)), use_bias=False,
-                       kernel_init=INIT, dtype=self.dtype, name=name)
+        return Conv(features, kernel, stride, INIT, self.dtype, name=name)
 
     def norm(self, name, zero=False):
         return BatchNorm(self.bn, self.axis, zero=zero, dtype=self.dtype, name=name)
@@ -113,7 +113,8 @@ class Stem(nn.Module):
         x = nn.relu(self.parts.norm("bn")(x, train))
         if small:
             return x
-        return nn.max_pool(x, (3, 3), (2, 2), "SAME" if self.layout == "simclr" else ((1, 1), (1, 1)))
+        simclr = self.layout == "simclr"
+        return max_pool(x, lax.padtype_to_pads(x.shape[1:3], (3, 3), (2, 2), "SAME") if simclr else ((1, 1), (1, 1)))
 
 
 class Stage(nn.Module):
