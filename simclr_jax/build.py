@@ -6,8 +6,8 @@ import os
 import jax
 import numpy as np
 
-from simclr_jax import dist, names
-from simclr_jax.data import captions
+from simclr_jax import augment, data, dist, names
+from simclr_jax.data import captions, memory
 from simclr_jax.errors import UsageError
 from simclr_jax.train import optim
 from simclr_jax.types import Method
@@ -37,12 +37,44 @@ def tokenizer(config, source, workdir):
     return names.make("data.tokenizers", config.text, captions=every, file=str(workdir / "tokenizer.json"))
 
 
-def rows(config, views: int, size: int, tokenizer=None) -> dict:
-    """The global batch of a run, as ShapeDtypeStructs."""
-    made = {"views": ((views, size, size, 3), np.float32), "label": ((), np.int32), "id": ((2,), np.uint32)}
+def recipe(config) -> augment.Recipe:
+    """The recipe of the config."""
+    return augment.build(config.augment.views)
+
+
+def rows(config, recipe: augment.Recipe, tokenizer=None) -> dict:
+    """The global batch of a run as the method sees it, augmented, as ShapeDtypeStructs."""
+    made = {key: (shape, np.float32) for key, shape in recipe.shapes().items()}
+    made |= {"label": ((), np.int32), "id": ((2,), np.uint32)}
     if tokenizer is not None:
         made["text"] = (tokenizer.length,), np.int32
     return {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+
+
+def feed(config, source, recipe: augment.Recipe, *, batch: int = 0, start_step: int = 0, process=(0, 1), tokenizer=None,
+         where: str = ""):
+    """The training batches of this process as the step takes them: finished on the host, or as far as the device wants.
+
+    Args:
+      batch: global rows; 0: those of the config. where: "host" or "device"; "": as the config says. Others as in
+        `data.batches`.
+    """
+    memory.reuse_freed()
+    batch, workers = batch or config.batch, config.augment.workers or None
+    given = dict(batch=batch, seed=config.seed, start_step=start_step, process=process, workers=workers,
+                 tokenizer=tokenizer)
+    if (where or config.augment.where) == "device":
+        return data.batches(source, recipe, **given, bits=8)
+    threads, rows = workers or max(1, memory.cores() - 1), batch // process[1]
+    pieces = data.batches(source, recipe, **given, piece=_piece(rows, recipe, threads))
+    return augment.finished(pieces, augment.make(recipe, config.seed), rows=rows, workers=threads)
+
+
+def _piece(rows: int, recipe, threads: int) -> int:
+    """Rows that a thread augments at a time: enough to keep all busy, few enough (24 MiB) for the memory to be used again and again."""
+    size = sum(4 * int(np.prod(shape)) for shape in recipe.shapes().values())
+    most = max(1, min(24 * 2**20 // size, -(-rows // threads)))
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
 
 
 def source(config, split: str | None = None):

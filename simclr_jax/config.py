@@ -18,7 +18,7 @@ from simclr_jax.errors import UsageError
 from simclr_jax.names import near
 
 # Fields that may differ when a run is resumed: they do not change what is computed, only where and how it is watched.
-FREE = ("checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "profile", "wandb")
+FREE = ("augment.workers", "checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "profile", "wandb")
 
 
 def base() -> ConfigDict:
@@ -38,7 +38,9 @@ def base() -> ConfigDict:
         data=dict(name="digits"),  # simclr_jax/data/sources/<name>.py and its arguments
         text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
         load=dict(),  # role -> FILE or WORKDIR[:ROLE], the weights that net starts from
-        augment=dict(views=(), eval=()),  # views: a tuple of views, each a tuple of (op, arguments); eval: one such view
+        # views: a tuple of views, each a tuple of (op, arguments); eval: one such view. where: the pixel ops (and crops of
+        # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen.
+        augment=dict(views=(), eval=(), where="host", workers=0),
         optim=dict(),  # arguments of simclr_jax/train/optim.py:make
         devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README
         mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
@@ -230,6 +232,9 @@ def check(config: ConfigDict) -> None:
     if len(config.augment.views) < 2 and config.method.name == "simclr":
         raise UsageError(f"config.augment.views has {len(config.augment.views)} views, wanted 2; "
                          "see configs/common/recipes.py")
+    if config.augment.where not in ("host", "device") or config.augment.workers < 0:
+        raise UsageError(f"config.augment.where={config.augment.where!r}, config.augment.workers={config.augment.workers}: "
+                         "wanted 'host' or 'device', and 0 workers (chosen) or more")
     for role in config.method.get("locked", ()):
         if not config.load.get(role):
             raise UsageError(f"config.method.locked names {role!r}, which would stay as it starts, at random; give its weights, "
@@ -258,7 +263,7 @@ def changes(old: dict, new: dict) -> list[str]:
     bns = [net.get("bn", "global") for net in new["nets"].values()]
     by_device = any(bn == "local" or bn.startswith("devices") for bn in bns)  # then the number of devices is mathematics
     free = set(FREE) - ({"devices", "mesh"} if by_device else set())
-    a, b = ({k: v for k, v in _fields(c).items() if k.split(".")[0] not in free} for c in (old, new))
+    a, b = ({k: v for k, v in _fields(c).items() if k not in free and k.split(".")[0] not in free} for c in (old, new))
     return [f"{k}: {json.dumps(a.get(k))} -> {json.dumps(b.get(k))}" for k in sorted(a.keys() | b.keys())
             if a.get(k) != b.get(k)]
 

@@ -1,7 +1,7 @@
 """A split of the config's source as features: its images, or their captions. Composition, for the commands."""
 import numpy as np
 
-from simclr_jax import build, data
+from simclr_jax import augment, build, data
 
 ROWS = 256  # images or texts embedded at once
 
@@ -21,7 +21,7 @@ def features(config, embed, multiple: int, *, split: str, limit: int = 0, proces
     ids = []
 
     def noted():
-        for batch in data.examples(source, config.augment.eval, batch=rows, process=process):
+        for batch in _examples(config, source, rows, process):
             ids.append(batch["id"][:, 0].astype(np.int64))
             yield batch
     x, y = extract(embed, noted(), batch=rows)
@@ -78,7 +78,12 @@ def _limited(source, limit):
 def images(config, split: str, indices) -> np.ndarray:
     """f32[n,S,S,3]: examples of a split as evaluation sees them."""
     source = data.subset(build.source(config, split), indices)
-    return np.concatenate([b["image"] for b in data.examples(source, config.augment.eval, batch=64)])
+    return np.concatenate([b["image"] for b in _examples(config, source, 64)])
+
+
+def _examples(config, source, rows, process=(0, 1)):
+    view = augment.build_eval(config.augment.eval)
+    return data.examples(source, view, augment.evaluate(view), batch=rows, process=process)
 
 
 def picture(workdir, name: str, draw, *args, **options):

@@ -5,17 +5,18 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "simclr_jax"
-LEAVES = {"errors", "names", "command", "__init__"}
+LEAVES = {"errors", "names", "keys", "command", "__init__"}
 # What each room may import of ours, beyond itself and the leaves.
 MAY = {
     # Composition, for the commands.
-    "embed": {"build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
-    "watch": {"build", "embed", "evals", "pairs"},
-    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "data"},
+    "embed": {"augment", "build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
+    "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
+    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "data", "augment"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},
     "methods": {"types", "dist", "losses"},
     "data": set(),
+    "augment": {"types"},
     "evals": {"types"},
     "train": {"types", "dist"},
 }

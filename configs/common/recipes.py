@@ -1,6 +1,6 @@
 """Augmentation recipes as published: plain data for `config.augment.views` and `config.augment.eval`.
 
-A recipe is a tuple of views, each a tuple of (op, kwargs); `simclr_jax/data/ops` holds the ops. Where an original
+A recipe is a tuple of views, each a tuple of (op, kwargs); `simclr_jax/augment` holds the ops. Where an original
 differs from what an op can do, the function says so.
 """
 
@@ -70,6 +70,43 @@ def moco_v3(size: int = 224, lowest: float = 0.08) -> tuple:
     end = (("flip", dict(p=0.5)), IMAGENET)
     return (start + (_torch_blur(size, p=1.0),) + end,
             start + (_torch_blur(size, p=0.1), ("solarize", dict(p=0.2, threshold=128 / 255))) + end)
+
+
+def swav(size: int = 224, small: int = 96, views: int = 2, crops: int = 6) -> tuple:
+    """SwAV's multi-crop: views of .14 to 1 of the image, small crops of .05 to .14 (swav src/multicropdataset.py).
+
+    Its std of red is .228, where others have .229.
+    """
+    def view(size, lowest, highest):
+        return (
+            _torch_crop(size, lowest, highest),
+            ("flip", dict(p=0.5)),
+            ("color_jitter", dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="torch")),
+            ("grayscale", dict(p=0.2)),
+            _wide_blur(size, p=0.5),
+            ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))),
+        )
+    return (view(size, 0.14, 1.0),) * views + (view(small, 0.05, 0.14),) * crops
+
+
+def dino(size: int = 224, small: int = 96, crops: int = 8, border: float = 0.4) -> tuple:
+    """DINO's multi-crop: two global views of `border` to 1 of the image, local crops of .05 to `border` (dino main_dino.py).
+
+    border is .4 for ViTs and .14 for ResNet-50. The original's blur is PIL's, three box filters that imitate a Gaussian;
+    ours is the Gaussian itself.
+    """
+    return _dino(size, small, crops, border, _wide_blur, blurred=(1.0, 0.1, 0.5))
+
+
+def dinov2(size: int = 224, small: int = 98, crops: int = 8, border: float = 0.32) -> tuple:
+    """DINOv2's multi-crop (dinov2 data/augmentations.py, configs/ssl_default_config.yaml); small is 98 for patches of 14.
+
+    Chances of blur are those that the released code has: it says 1, .1 and .5 and passes 1 minus that to torchvision's
+    RandomApply (dinov2 data/transforms.py), so that the first global view is never blurred and the second in .9 of cases.
+    """
+    def blur(size, p):
+        return ("blur", dict(kernel=9, p=p, sigma=(0.1, 2.0), padding="reflect"))
+    return _dino(size, small, crops, border, blur, blurred=(0.0, 0.9, 0.5))
 
 
 def clip(size: int = 224, lowest: float = 0.9) -> tuple:
@@ -170,8 +207,23 @@ def _moco(size, lowest, saturation):
     )
 
 
-def _torch_crop(size, lowest):
-    return ("random_resized_crop", dict(size=size, area=(lowest, 1.0), ratio=(3 / 4, 4 / 3), method="bilinear",
+def _dino(size, small, crops, border, blur, blurred):
+    def view(size, lowest, highest, p, *more):
+        return (
+            _torch_crop(size, lowest, highest, method="bicubic"),
+            ("flip", dict(p=0.5)),
+            ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8, style="torch")),
+            ("grayscale", dict(p=0.2)),
+            blur(size, p), *more, IMAGENET,
+        )
+    first, second, local = blurred
+    return (view(size, border, 1.0, first),
+            view(size, border, 1.0, second, ("solarize", dict(p=0.2, threshold=128 / 255))),
+            *(view(small, 0.05, border, local),) * crops)
+
+
+def _torch_crop(size, lowest, highest=1.0, method="bilinear"):
+    return ("random_resized_crop", dict(size=size, area=(lowest, highest), ratio=(3 / 4, 4 / 3), method=method,
                                         antialias=True, sampling="torch"))
 
 
@@ -181,3 +233,8 @@ def _blur(size, p):
 
 def _torch_blur(size, p):
     return ("blur", dict(kernel=2 * (size // 10 // 2) + 1, p=p, sigma=(0.1, 2.0), padding="reflect"))
+
+
+def _wide_blur(size, p):
+    """23 taps, or as many as an image has: more than five sigmas to each side."""
+    return ("blur", dict(kernel=min(23, size - 1 - size % 2), p=p, sigma=(0.1, 2.0), padding="reflect"))

@@ -1,4 +1,4 @@
-"""Sources of examples, augmentation recipes and the tf.data pipeline. TensorFlow is imported by the first pipeline."""
+"""Sources of examples and the pipeline. TensorFlow is imported by what decodes images, and by nothing else."""
 from simclr_jax.data.pipeline import batches, check, examples
 from simclr_jax.data.source import Source
 from simclr_jax.data.subset import subset

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from simclr_jax.data.host_tf import tensorflow
-from simclr_jax.data.source import Source, failed, read_file
+from simclr_jax import keys
+from simclr_jax.data.source import Source, read_file
 from simclr_jax.errors import UsageError
 
 IMAGE = ("image", "file", "filename", "filepath", "file_name")  # names of the field that holds the image's path
@@ -29,23 +29,16 @@ def check(source: Source, tokenizer) -> None:
                          "digits: captions=true), or no tokenizer for images alone")
 
 
-def drawn(source: Source, tokenizer):
-    """What gives each row one of its captions, as token ids.
+def drawn(source: Source, tokenizer, seed: int, ids: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """One caption for each row, as token ids i32[n,L]: each of an example's is as likely as another, by the row's key.
 
     Args:
-      tokenizer: has `encode` (list of n str -> i32[n,L]) and `length` (L); or None.
+      tokenizer: has `encode` (list of n str -> i32[n,L]).
+      ids: u32[n,2], the rows' ids, whose keys draw; found: i64[n], the examples whose images they hold.
 
-    Returns:
-      (text, errors). `text` is a graph function (index i64[n], keys u32[n,2]) -> {"text": i32[n,L]}, or {} without a
-      tokenizer: each caption of an example is as likely as another, and which it is depends on its key alone. `errors`
-      is a list of what went wrong in it so far, for the consumer to raise; see `Problems.error`.
+    Raises:
+      UsageError: a caption that cannot be read.
     """
-    errors = []
-    if tokenizer is None:
-        return lambda index, keys: {}, errors
-    tf = tensorflow()
-    from simclr_jax.data import random
-
     def one(index, u):
         try:
             captions = source.captions(int(index))
@@ -56,23 +49,8 @@ def drawn(source: Source, tokenizer):
                              f"{' '.join(str(e).split())}; mend or remove them") from None
         return captions[int(u * len(captions))]
 
-    def encode(index, u):
-        try:
-            if not errors and failed(source) is None:
-                ids = tokenizer.encode([one(i, x) for i, x in zip(index, u.astype(np.float64))])
-                assert ids.shape == (len(index), tokenizer.length) and ids.dtype == np.int32, (ids.shape, ids.dtype)
-                return ids
-        except Exception as e:  # of any kind, since none may leave this function
-            errors.append(e)
-        return np.zeros([len(index), tokenizer.length], np.int32)
-
-    def text(index, keys):
-        u = random.uniform(random.fold_in(keys, _KEY), 1)[:, 0]
-        ids = tf.numpy_function(encode, [index, u], tf.int32, stateful=False)
-        ids.set_shape([*index.shape, tokenizer.length])
-        return {"text": ids}
-
-    return text, errors
+    u = keys.uniform(keys.fold_in(keys.row_keys(seed, ids), _KEY), 1)[:, 0].astype(np.float64)
+    return tokenizer.encode([one(i, x) for i, x in zip(found, u)])
 
 
 def texts(value) -> tuple[str, ...]:

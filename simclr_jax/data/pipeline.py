@@ -2,105 +2,221 @@
 
 Nothing here holds a position: a batch is a function of (seed, step, process) alone, so a run resumes at any step, on
 any number of processes, by starting there.
+
+Images of one size are gathered from memory or a memory map and left to the recipe's one program. Images of any size are
+read, decoded, cropped and resized by tf.data.
 """
 import atexit
-import os
+import collections
+import contextlib
+import functools
+import itertools
 import weakref
 from typing import Iterator
 
 import numpy as np
 
+from simclr_jax import keys
 from simclr_jax.data import captions, order
+from simclr_jax.data.decode import part, plain_jpeg
 from simclr_jax.data.host_tf import tensorflow
-from simclr_jax.data.memory import in_memory
-from simclr_jax.data.source import Source, failed
+from simclr_jax.data.memory import cores, in_memory
+from simclr_jax.data.source import Example, Source, failed
 from simclr_jax.errors import UsageError
 
 _AHEAD = 2  # batches made before they are asked for
 _live = weakref.WeakSet()  # the iterators handed out
 
 
-def batches(source: Source, views, *, batch: int, seed: int, start_step: int = 0, process: tuple[int, int] = (0, 1),
-            workers: int | None = None, tokenizer=None) -> Iterator[dict[str, np.ndarray]]:
-    """The training batches of one process, from a step on, without end.
+def batches(source: Source, recipe, *, batch: int, seed: int, start_step: int = 0, process: tuple[int, int] = (0, 1),
+            workers: int | None = None, tokenizer=None, bits: int = 16,
+            piece: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The training batches of one process, from a step on, without end: what the host makes of a recipe.
 
     Args:
       source: the examples.
-      views: a recipe; see `recipe.build_views`.
+      recipe: `simclr_jax.augment.build(views)`.
       batch: rows of the global batch, over all processes.
       seed: 0 <= seed < 2**32; of the order of examples and of the augmentations.
       start_step: the first step wanted, at the cost of none before it.
       process: (index, count) of this process.
-      workers: threads that decode and augment; None: all cores but one, which is left to whoever feeds the device.
+      workers: threads that decode and crop; None: all cores but one, which is left to whoever feeds the device.
         The pixels do not depend on it.
       tokenizer: for texts beside the images, something with `encode` (list of n str -> i32[n,L]) and `length` (L).
+      bits: of the crops made here. 8: u8, half the bytes to ship; the overshoot of a bicubic is cut. 16: u16, [-.5, 1.5]
+        in steps of 2 / 65535, so that nothing is cut and rounding moves a pixel by 1.6e-5 at most.
+      piece: give a batch in pieces of so many rows, which divides those of this process; None: whole.
 
     Returns:
-      An iterator of {"views": f32[b,V,S,S,3], "label": i32[b], "id": u32[b,2]} with b = batch / count; id is the
-      example's index in the source and its epoch. With a tokenizer also "text" i32[b,L], one of each example's
-      captions, drawn by the row's key. An unreadable example is replaced (see `source.of_encoded`), and so is its
-      caption; its id stays.
+      An iterator of {"label": i32[b], "id": u32[b,2]} with b = batch / count and, if images are of one size,
+      "image" u8[b,H,W,3] (and "size" i32[b,2] if they were squeezed into it), else the crops, to which the pixel ops are
+      still to be applied: "views" u8 or u16 [b,V,S,S,3], and "crops" [b,K,s,s,3] of multi-crop recipes. id is the example's index in the source and its epoch. With a tokenizer also "text"
+      i32[b,L], one of each example's captions, drawn by the row's key. An unreadable example is replaced (see
+      `source.of_encoded`), and so is its caption; its id stays.
 
     Raises:
-      UsageError: at once, for what cannot be dealt out, a recipe that cannot be, or a tokenizer for a source without
-        captions; or from the iterator, when more examples are unreadable than the source's `max_bad` allows.
+      UsageError: at once, for what cannot be dealt out or a tokenizer for a source without captions; or from the
+        iterator, when more examples are unreadable than the source's `max_bad` allows.
     """
-    tf = tensorflow()
-    from simclr_jax.data import random, recipe
-
     if start_step < 0:
         raise UsageError(f"start_step={start_step}; wanted a step, 0 or later")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers={workers}; wanted at least 1, or None to choose by the machine's cores")
+    keys.seed_key(seed)
     positions = order.make(seed, source.size, batch, process, source.shards)
     captions.check(source, tokenizer)
     rows = batch // process[1]
-    made = recipe.build_views(views)
+    piece = piece or rows
+    if piece < 1 or rows % piece:
+        raise UsageError(f"piece={piece} does not divide the {rows} rows of a batch; choose a divisor")
     if not source.shards or process[1] == 1:  # else the other processes' shards would be read too
         source = in_memory(source)
-    text, errors = captions.drawn(source, tokenizer)
-    run_key = random.seed_key(seed)
-    calls, chunk = _calls(workers), _chunk(made.size, rows)
+
+    def ids():
+        for step in itertools.count(start_step):
+            whole = np.stack(positions(step), axis=1)
+            yield from whole.reshape(-1, piece, 2)
+
+    made = _gathered(source, ids()) if source.shape else _cropped(source, recipe, ids(), seed, workers, bits, piece)
+
+    def finished():
+        with _closing(made):
+            for row in made:
+                found = row.pop("found")
+                if tokenizer is not None:
+                    row["text"] = captions.drawn(source, tokenizer, seed, row["id"], found)
+                yield row
+    return _kept(finished())
+
+
+def _gathered(source, ids):
+    """Rows of a source of images of one size."""
+    for rows in ids:
+        images, labels = source.rows(rows[:, 0])
+        size = {} if source.sizes is None else {"size": source.sizes[rows[:, 0]].astype(np.int32)}
+        yield {"image": images, **size, "label": labels.astype(np.int32), "id": rows.astype(np.uint32),
+               "found": rows[:, 0]}
+
+
+def _cropped(source, recipe, ids, seed, workers, bits, piece):
+    """Crops of images of any size, by tf.data.
+
+    JPEG files are decoded within the graph, where nothing waits for Python. If one of them cannot be, the graph ends
+    without a word on which: that piece is made again image by image, which names it, and the graph goes on after it.
+    """
+    tf = tensorflow()
+    ids, making = iter(ids), collections.deque()  # pieces that were asked for and have not been given yet
+
+    def pieces():
+        yield from list(making)
+        for rows in ids:
+            making.append(rows)
+            yield rows
+
+    def made(pieces, fetch):
+        return _iterate(_crops(recipe, pieces, seed, workers, bits, piece, fetch), source, workers)
+
+    while True:
+        stream = made(pieces, functools.partial(_fetch, source) if source.load else functools.partial(_read, source))
+        try:
+            with _closing(stream):
+                for row in stream:
+                    making.popleft()
+                    yield row
+        except tf.errors.OpError:
+            if source.load is None:
+                raise
+        again = making.popleft()
+        with _closing(made(lambda: iter([again]), functools.partial(_read, source))) as one:
+            yield next(one)
+
+
+def _crops(recipe, pieces, seed, workers, bits, piece, fetch):
+    """The tf.data graph. `fetch` as `_fetch`, `_read`."""
+    tf = tensorflow()
+    from simclr_jax.data import decode, resize
     plain = tf.autograph.experimental.do_not_convert  # our functions are graph code already; rewriting costs seconds
+    # Views that start alike are drawn for in one call, as a call costs the same for one as for many.
+    firsts = {}
+    for view in recipe.views:
+        firsts.setdefault(view.ops[0], (view.chain[0], []))[1].append(view.number)
 
-    def local_rows(step):
-        index, epoch = tf.numpy_function(positions, [step], [tf.int64, tf.int64])
-        index.set_shape([rows])
-        epoch.set_shape([rows])
-        return {"index": index, "epoch": epoch, "key": random.fold_in(random.fold_in(run_key, epoch), index)}
+    def drawn():
+        for rows in pieces():  # drawing for a row costs as much as for many
+            yield rows, recipe.numbers(seed, rows)
 
-    def read(row):
-        return {**row, **source.read(row["index"])}
+    def fetched(index, numbers):
+        places = []
 
-    def finish(row):
-        identity = tf.stack([row["asked"], row["epoch"]], axis=-1)
-        return {"views": made.pixel(row["views"], row["key"]), "label": tf.cast(row["label"], tf.int32),
-                "id": tf.cast(identity, tf.uint32), **text(row["index"], row["key"])}
+        def cut(height, width):
+            places.append(np.empty([len(recipe.views), 8], np.int32))
+            for op, views in firsts.values():
+                places[-1][views] = resize.places(op, numbers[views, 0], height, width)
+            return resize.windows(places[-1])
+        data, image, box, example = fetch(int(index), cut)
+        where = resize.moved(places[-1], example.windows)
+        return data, image, box, np.int32(example.label), np.int64(example.index), where
 
-    def crop_many(row):
-        asked = row["index"]
-        row = read(row)
-        return finish({**row, "asked": asked, "views": made.spatial_batch(row["image"], row["key"])})
+    def crop(row, numbers):
+        kinds = [tf.string, tf.uint8, tf.int32, tf.int32, tf.int64, tf.int32]
+        data, image, box, label, index, places = tf.numpy_function(fetched, [row[0], numbers], kinds)
+        box, places = tf.ensure_shape(box, [4]), tf.unstack(tf.ensure_shape(places, [len(recipe.views), 8]))
+        image = tf.cond(box[2] > 0, lambda: decode.in_graph(tf.ensure_shape(data, []), box), lambda: image)
+        image = tf.ensure_shape(image, [None, None, 3])
+        out = {}
+        for key, shape in recipe.shapes().items():
+            views = [_stored(resize.chain(view.chain, image, places[view.number], numbers[view.number], clip=bits != 8),
+                             bits) for view in recipe.of(key)]
+            out[key] = tf.ensure_shape(tf.stack(views), shape)
+        return {**out, "label": tf.ensure_shape(label, []), "id": tf.cast(row, tf.uint32),
+                "found": tf.ensure_shape(index, [])}
 
-    def crop_one(row):
-        asked, numbers = row["index"], row.pop("numbers")
-        row = read(row)
-        return {"views": made.spatial_from(row.pop("image"), numbers), "asked": asked, **row}
-
-    steps = tf.data.Dataset.counter(start_step).map(plain(local_rows))
-    if source.shape is not None:
-        data = steps.unbatch().batch(chunk).map(plain(crop_many), calls)
-    else:
-        # Drawing for a row costs as much as for a thousand, so it is done by the batch.
-        data = steps.map(plain(lambda row: {**row, "numbers": made.numbers(row["key"])})).unbatch()
-        data = data.map(plain(crop_one), calls).batch(chunk).map(plain(finish), calls)
-    return _iterate(data.rebatch(rows), source, workers, errors)
+    shape = recipe.numbers(0, np.zeros([1, 2], np.int64)).shape[1:]
+    signature = tf.TensorSpec([piece, 2], tf.int64), tf.TensorSpec([piece, *shape], tf.float32)
+    data = tf.data.Dataset.from_generator(drawn, output_signature=signature).unbatch()
+    return data.map(plain(crop), _calls(workers)).batch(piece)
 
 
-def examples(source: Source, ops, *, batch: int, process: tuple[int, int] = (0, 1),
+_NO_IMAGE, _NO_BOX = np.zeros([0, 0, 3], np.uint8), np.zeros(4, np.int32)
+
+
+def _read(source, index, cut):
+    """(b"", image u8[h,w,3], no box, Example): the image is decoded here."""
+    example = source.read(index, cut)
+    return b"", example.image, _NO_BOX, example
+
+
+def _fetch(source, index, cut):
+    """(file, no image, box i32[4], Example without its image): to be decoded in the graph; else as `_read`."""
+    if failed(source) is None and index not in source.problems:
+        try:
+            data, label = source.load(index)
+            shape = plain_jpeg(data)
+        except (OSError, ValueError):
+            shape = None  # which the other way of reading will say, and find a stand-in
+        if shape:
+            box, windows = part(cut(*shape), *shape)
+            return data, _NO_IMAGE, box, Example(_NO_IMAGE, int(label), index, windows)
+    return _read(source, index, cut)
+
+
+def _stored(image, bits):
+    """f32 in units of 0 to 255 as u8, or as u16 from -.5 to 1.5 times 255."""
+    tf = tensorflow()
+    kind, low, high = (tf.quint8, 0.0, 255.0) if bits == 8 else (tf.quint16, -127.5, 382.5)
+    # One op for what would be a multiplication, a clip and a cast: half the time.
+    stored = tf.raw_ops.QuantizeV2(input=image, min_range=low, max_range=high, T=kind, mode="MIN_COMBINED",
+                                   round_mode="HALF_AWAY_FROM_ZERO")[0]
+    return tf.bitcast(stored, tf.uint8 if bits == 8 else tf.uint16)
+
+
+def examples(source: Source, view, finish, *, batch: int, process: tuple[int, int] = (0, 1),
              workers: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Every example of a source once, in order, for evaluation.
 
     Args:
-      ops: one view of deterministic ops; see `recipe.build_eval`.
+      view: `simclr_jax.augment.build_eval(ops)`.
+      finish: `simclr_jax.augment.evaluate(view)`, which does what is not cropping here.
       batch: rows a batch of this process; the last one has what is left.
       process: (index, count); each process has a run of neighbouring examples, shares differing by at most one.
 
@@ -111,65 +227,87 @@ def examples(source: Source, ops, *, batch: int, process: tuple[int, int] = (0, 
     Raises:
       UsageError: as `batches`, but that the source may be smaller than the batch.
     """
-    tf = tensorflow()
-    from simclr_jax.data import recipe
-
     number, count = process
     if batch < 1 or not 0 <= number < count:
         raise UsageError(f"batch={batch}, process={process}: wanted batch >= 1 and (index, count), 0 <= index < count")
-    fn = recipe.build_eval(ops)
     source = in_memory(source)
-    calls = _calls(workers)
+    own = range(source.size * number // count, source.size * (number + 1) // count)
+    if source.shape is not None and source.sizes is None:
+        return _kept(_gathered_examples(source, finish, own, batch))
+    return _kept(_read_examples(source, view, finish, own, batch, workers))
+
+
+def _gathered_examples(source, finish, own, batch):
+    for start in range(own.start, own.stop, batch):
+        index = np.arange(start, min(start + batch, own.stop))
+        index = index[[source.read(int(i)).index == i for i in index]] if source.problems() else index
+        if len(index):
+            images, labels = source.rows(index)
+            yield {"image": finish(images), "label": labels.astype(np.int32),
+                   "id": np.stack([index, np.zeros_like(index)], axis=1).astype(np.uint32)}
+
+
+def _read_examples(source, view, finish, own, batch, workers):
+    tf = tensorflow()
+    from simclr_jax.data import resize
     plain = tf.autograph.experimental.do_not_convert
+    none = np.zeros([max(1, len(view.chain)), 1], np.float32)
+
+    def read(index):
+        example = source.read(int(index))
+        image = example.image if source.sizes is None else _unsqueezed(example.image, source.sizes[index])
+        return image, np.int64(example.label), example.index == index, resize.places(view.chain[0], none[0], *image.shape[:2])
 
     def one(index):
-        example = source.read(index)
-        return {"image": fn(example["image"]), "label": tf.cast(example["label"], tf.int32),
-                "id": tf.cast(tf.stack([index, tf.zeros_like(index)]), tf.uint32)}, example["index"] == index
+        image, label, there, place = tf.numpy_function(read, [index], [tf.uint8, tf.int64, tf.bool, tf.int32])
+        image = resize.chain(view.chain, tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(place, [8]), none)
+        return {"image": tf.ensure_shape(image * (1 / 255), [view.size, view.size, 3]),
+                "label": tf.cast(tf.ensure_shape(label, []), tf.int32),
+                "id": tf.cast(tf.stack([index, tf.zeros_like(index)]), tf.uint32)}, tf.ensure_shape(there, [])
 
-    data = tf.data.Dataset.range(source.size * number // count, source.size * (number + 1) // count)
-    data = data.map(plain(one), calls).filter(plain(lambda _, own: own)).map(plain(lambda example, _: example))
-    return _iterate(data.batch(batch), source, workers)
+    data = tf.data.Dataset.range(own.start, own.stop)
+    data = data.map(plain(one), _calls(workers)).filter(plain(lambda _, there: there)).map(plain(lambda row, _: row))
+    made = _iterate(data.batch(batch), source, workers)
+    with _closing(made):
+        for row in made:
+            yield {**row, "image": finish(row["image"])}
 
 
-def check(source: Source, views, ops, *, batch: int, process: tuple[int, int] = (0, 1),
-          tokenizer=None) -> tuple[int, int]:
-    """Refuses what `batches` (with `views` and `tokenizer`) and `examples` (with `ops`) would, and reads nothing.
+def _unsqueezed(image, size):
+    """A picture in its original's proportions, of no more pixels than it has."""
+    from PIL import Image
+    height, width = (int(s) for s in size)
+    scale = min(1.0, (image.shape[0] * image.shape[1] / (height * width)) ** 0.5)
+    target = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
 
-    Returns:
-      (V, S): how many views an example has, and their side.
-    """
-    from simclr_jax.data import recipe
 
+def check(source: Source, *, batch: int, process: tuple[int, int] = (0, 1), tokenizer=None) -> None:
+    """Refuses what `batches` would, and reads nothing."""
     order.check(source.size, batch, process, source.shards)
     captions.check(source, tokenizer)
-    made = recipe.build_views(views)
-    recipe.build_eval(ops)
-    return made.count, made.size
-
-
-def _chunk(size, rows):
-    """Rows that the batched ops work on at once: enough to spread their cost, few enough to stay in the cache.
-
-    Never one alone, and always full: a matrix product of one row may round otherwise than one of many.
-    """
-    return max(2, min(max(16, 2**18 // size**2), 256, rows))
 
 
 def _calls(workers):
-    """How many rows or chunks a map works on at once; the thread pool bounds it too."""
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers={workers}; wanted at least 1, or None to choose by the machine's cores")
+    """How many images a map works on at once; the thread pool bounds it too."""
     return workers or tensorflow().data.AUTOTUNE
 
 
-def _iterate(data, source, workers, errors=()):
+@contextlib.contextmanager
+def _closing(iterator):
+    try:
+        yield iterator
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
+def _iterate(data, source, workers):
     tf = tensorflow()
     options = tf.data.Options()
     options.deterministic = True
     # A pool of our own: TensorFlow's default takes every core, several times over, and XLA waits for one.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    options.threading.private_threadpool_size = workers or max(1, cores - 1)
+    options.threading.private_threadpool_size = workers or max(1, cores() - 1)
     options.threading.max_intra_op_parallelism = 1
     iterator = data.prefetch(_AHEAD).with_options(options).as_numpy_iterator()
 
@@ -184,17 +322,19 @@ def _iterate(data, source, workers, errors=()):
                         raise
                 if failed(source) is not None:
                     raise failed(source) from None
-                if errors:
-                    raise errors[0]
                 if row is None:
                     return
                 yield row
         finally:
             iterator = None  # an error's traceback would keep it, and its threads, alive into Python's exit
 
-    made = generate()
-    _live.add(made)
-    return made
+    return _kept(generate())
+
+
+def _kept(iterator):
+    """The iterator, closed when Python leaves."""
+    _live.add(iterator)
+    return iterator
 
 
 @atexit.register

@@ -7,20 +7,27 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.data.decode import decode
-from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.errors import UsageError
+
+
+class Example(NamedTuple):
+    """One example as it is read."""
+
+    image: np.ndarray  # u8[h,w,3]: the picture or, where windows were asked for, a part that holds them all
+    label: int  # -1: none
+    index: int  # the one asked for or, if that is unreadable, the one that stands in
+    windows: np.ndarray | None = None  # i32[n,4]: y, x, height, width in `image`
 
 
 class Source(NamedTuple):
     """Random access to the examples of one split; `sources/<name>.py` each have a `make` that returns one.
 
-    `read` is called while a tf.data graph is built. It returns {"image": u8[H,W,3], "label": i64[], -1 for none,
-    "index": i64[]}, where "index" differs from the one asked for only if that example is unreadable: it is then the
-    one whose image and label stand in.
+    A source of images of one size also has `shape` and `rows`, which is all that training then uses, and needs no
+    TensorFlow.
     """
 
     size: int
-    read: Callable  # i64[] tensor -> dict of tensors; if `shape` is known also i64[n] -> dict of tensors with n rows
+    read: Callable  # (index, cut=None) -> Example, from any thread; cut: (height, width) -> windows i32[n,4]
     shape: tuple[int, int] | None  # (H, W) if every image has it at no cost
     classes: tuple[str, ...]
     describe: str  # one line
@@ -29,6 +36,9 @@ class Source(NamedTuple):
     memory: int = 0  # bytes that the decoded images may take, if they are worth keeping; see `memory.in_memory`
     captions: Callable | None = None  # int index -> tuple[str, ...], at least one; called from any thread
     shards: tuple[int, ...] = ()  # examples in each shard, which are runs of indices in turn; see `order.make`
+    load: Callable | None = None  # index -> (bytes of the image file, label), as `of_encoded` has it
+    rows: Callable | None = None  # i64[n] -> (u8[n,H,W,3], i64[n] labels), from any thread; where `shape` is known
+    sizes: np.ndarray | None = None  # i32[size,2]: height and width of originals that were squeezed into `shape`
 
 
 class Problems:
@@ -58,7 +68,7 @@ class Problems:
         """Counts an example once. Above the limit, `error` is set."""
         with self._lock:
             self._found[index] = text
-            if len(self._found) > self._limit:
+            if self.error is None and len(self._found) > self._limit:
                 worst = "; ".join(text for _, text in sorted(self._found.items())[:5])
                 self.error = UsageError(
                     f"{self._describe}: {len(self._found)} images cannot be read, and max_bad={self._max_bad} allows "
@@ -100,18 +110,15 @@ def of_arrays(images, labels=None, *, classes=(), describe="arrays", captions=No
             picked = picked[..., None]
         return np.ascontiguousarray(np.broadcast_to(picked, (*picked.shape[:-1], 3))), labels[index].astype(np.int64)
 
-    def read(index):
-        tf = tensorflow()
-        image, label = tf.numpy_function(rows, [index], [tf.uint8, tf.int64], stateful=False)
-        image.set_shape([*index.shape, *images.shape[1:3], 3])
-        label.set_shape(index.shape)
-        return {"image": image, "label": label, "index": index}
+    def read(index, cut=None):
+        image, label = rows(np.int64(index))
+        return Example(image, int(label), int(index), cut and cut(*image.shape[:2]))
 
     digest = zlib.crc32(np.ascontiguousarray(images)) ^ zlib.crc32(np.ascontiguousarray(labels))
     if texts is not None:
         digest ^= zlib.crc32(repr(texts).encode())
     return Source(len(images), read, tuple(images.shape[1:3]), tuple(classes), describe, lambda: [], digest,
-                  captions=texts and texts.__getitem__)
+                  captions=texts and texts.__getitem__, rows=rows)
 
 
 def _texts(captions, size, describe):
@@ -124,8 +131,8 @@ def _texts(captions, size, describe):
     return texts
 
 
-def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, classes=(), describe: str,
-               identity: str, memory: float = 0.0, captions=None, shards=()) -> Source:
+def of_encoded(size: int, load, where, problems: Problems, *, classes=(), describe: str, identity: str,
+               memory: float = 0.0, captions=None, shards=()) -> Source:
     """A source of image files, of whatever sizes. For an unreadable one the next readable index stands in.
 
     Which one stands in depends on the files alone, and the keys of the row stay those of the index asked for, so a
@@ -133,47 +140,31 @@ def of_encoded(size: int, fetch, where, problems: Problems, *, load=bytes, class
 
     Args:
       size: number of examples.
-      fetch: graph function, i64[] -> (string[] or other tensor that `load` understands, label i64[]).
+      load: index -> (bytes of the image file, label), from any thread. OSError and ValueError mean an unreadable
+        example.
       where: index -> the name of the example in messages.
-      load: Python function, the tensor that `fetch` gave -> bytes of the image file, or a pair of them and the label
-        where that is found in the same place. OSError and ValueError mean an unreadable example.
       identity: a text that differs if the examples do, such as the list of files.
       memory: GiB that the decoded images may take; 0: never kept.
       captions, shards: as in `Source`.
     """
-    def image_or_none(index, data, label):
+    def read(index, cut=None):
         index = int(index)
-        if problems.error:
-            return np.zeros([1, 1, 3], np.uint8), label, np.True_  # no one will see it; the search for a stand-in ends
-        if index not in problems:
-            try:
-                found = load(data)
-                file, label = found if isinstance(found, tuple) else (found, label)
-                return decode(file), np.int64(label), np.True_
-            except (ValueError, OSError) as e:
-                reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
-                problems.add(index, f"{where(index)}: {' '.join(reason.split())}")
-        return np.zeros([0, 0, 3], np.uint8), label, np.False_
-
-    def read(index):
-        tf = tensorflow()
-
-        def attempt(index):
-            data, label = fetch(index)
-            image, label, good = tf.numpy_function(image_or_none, [index, data, label], [tf.uint8, tf.int64, tf.bool])
-            image.set_shape([None, None, 3])
-            label.set_shape([])
-            good.set_shape([])
-            return {"image": image, "label": label, "index": index}, good
-
-        def following(example, good):
-            return attempt((example["index"] + 1) % size)
-
         # Ends, because Problems tolerates fewer bad examples than there are, and reads no more after that.
-        return tf.while_loop(lambda example, good: ~good, following, attempt(index))[0]
+        while not problems.error:
+            if index not in problems:
+                try:
+                    data, label = load(index)
+                    image, windows = decode(data, cut)
+                    return Example(image, int(label), index, windows)
+                except (ValueError, OSError) as e:
+                    reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
+                    problems.add(index, f"{where(index)}: {' '.join(reason.split())}")
+            index = (index + 1) % size
+        # No one will see this one; the search for a stand-in ends.
+        return Example(np.zeros([1, 1, 3], np.uint8), -1, index, cut and cut(1, 1))
 
     return Source(size, read, None, tuple(classes), describe, problems, zlib.crc32(identity.encode(errors="replace")),
-                  int(memory * 2**30), captions, tuple(shards))
+                  int(memory * 2**30), captions, tuple(shards), load)
 
 
 def failed(source: Source):

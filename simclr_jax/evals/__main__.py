@@ -133,8 +133,8 @@ def _states(config, method, trained, tokenizer, workdir, *, best):
     from simclr_jax.train.state import init_state
     mesh = dist.make_mesh({dist.DATA: 1}, jax.local_devices()[:1])
     optimiser = build.optimiser(config, trained.size)
-    views, size = data.check(trained, config.augment.views, config.augment.eval, batch=config.batch)
-    rows = build.rows(config, views, size, tokenizer)
+    data.check(trained, batch=config.batch)
+    rows = build.rows(config, build.recipe(config), tokenizer)
     first = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
     restored = Checkpoints(workdir / ("best" if best else "checkpoints"), writable=False).restore(first)
     if restored is None:

@@ -1,9 +1,10 @@
 """`python -m simclr_jax.train --config=FILE --workdir=DIR`: pretrains, or goes on where the workdir stands."""
+import functools
 import platform
 
 import jax
 
-from simclr_jax import __version__, build, config as configs, data, dist, embed, watch
+from simclr_jax import __version__, augment, build, config as configs, data, dist, embed, watch
 from simclr_jax.command import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
@@ -28,15 +29,19 @@ def main(argv: list[str]) -> None:
     try:
         mesh = build.mesh(config)
         source = build.source(config)
-        views, size = data.check(source, config.augment.views, config.augment.eval, batch=config.batch, process=process)
+        data.check(source, batch=config.batch, process=process)
+        recipe = build.recipe(config)
+        augment.build_eval(config.augment.eval)
         tokenizer = build.tokenizer(config, source, workdir)
         method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
-        rows = build.rows(config, views, size, tokenizer)
-        step_fn = make_step(method, optimiser.tx, mesh, seed=config.seed, microbatches=config.microbatches)
+        rows = build.rows(config, recipe, tokenizer)
+        make = functools.partial(make_step, method, optimiser.tx, mesh, seed=config.seed,
+                                 microbatches=config.microbatches)
         shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
-        jax.eval_shape(step_fn, shapes, rows)
+        jax.eval_shape(make(), shapes, rows)
+        step_fn = make(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else make()
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
         loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
         load.place(shapes, loaded)
@@ -74,11 +79,11 @@ def main(argv: list[str]) -> None:
     log = logs.Log(workdir, total=total, start=start, config=meta["config"], active=lead)
     try:
         if lead and config.pictures and start < total:
-            first = data.batches(source, config.augment.views, batch=min(8, source.size), seed=config.seed)
+            first = build.feed(config, source, recipe, batch=min(8, source.size), where="host")
             embed.picture(workdir, "views.png", pictures.views, next(first)["views"])
             first.close()
-        batches = data.batches(source, config.augment.views, batch=config.batch, seed=config.seed, start_step=start,
-                               process=process, tokenizer=tokenizer) if start < total else iter(())
+        batches = build.feed(config, source, recipe, start_step=start, process=process, tokenizer=tokenizer
+                             ) if start < total else iter(())
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,

@@ -19,7 +19,7 @@ from simclr_jax.types import Ctx, Method, TrainState
 
 
 def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, seed: int,
-              microbatches: int = 1, shardings=None) -> Callable:
+              microbatches: int = 1, augment: Callable = lambda batch: batch, shardings=None) -> Callable:
     """The jitted step `(state, batch) -> (state, metrics)`.
 
     Args:
@@ -28,6 +28,8 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
       seed: of the run's random key, which is folded with the step and with nothing else.
       microbatches: pieces each device's rows are forwarded in. The gradient is exact, except that batch statistics are
         those of a piece (all devices' rows of it).
+      augment: batch -> batch, row by row, applied to each piece when it is forwarded: augmentation on the device. A row
+        draws by its id, so both passes of a piece see the same views, and those of a full batch never exist at once.
       shardings: of the state, a tree; kept from step to step. None: replicated.
 
     The state's buffers are donated. metrics: {name: f32[]}, means over the global batch: "loss", "grad_norm",
@@ -53,19 +55,20 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
             return outputs, (labels, extra)
 
         if microbatches == 1:
-            outputs, pull, (labels, extra) = jax.vjp(lambda p: forward(p, state.extra, batch), params, has_aux=True)
+            rows = augment(batch)
+            outputs, pull, (labels, extra) = jax.vjp(lambda p: forward(p, state.extra, rows), params, has_aux=True)
             (loss, (extra, metrics)), (grads, cotangent) = criterion_gradient(extra, outputs, labels)
             grads = _add(grads, *pull(cotangent))
         else:
             pieces = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
             def keep_outputs(extra, rows):
-                outputs, (labels, extra) = forward(params, extra, rows)
+                outputs, (labels, extra) = forward(params, extra, augment(rows))
                 return extra, (outputs, labels)
 
             def pull_back(carry, piece):
                 extra, grads = carry  # `extra` passes from piece to piece as it did the first time
-                rows, cotangent = piece
+                rows, cotangent = augment(piece[0]), piece[1]
                 _, pull, (_, extra) = jax.vjp(lambda p: forward(p, extra, rows), params, has_aux=True)
                 return (extra, _add(grads, *pull(cotangent))), None
 

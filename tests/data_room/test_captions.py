@@ -7,13 +7,11 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from feeding import read
 from simclr_jax.data import captions
-from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.source import failed
 from simclr_jax.data.sources import digits, folder
 from simclr_jax.errors import UsageError
-
-tf = tensorflow()
 
 
 def put(root, paths):
@@ -24,10 +22,8 @@ def put(root, paths):
 
 
 def pairs(source):
-    """(shade, captions, label) of all examples, read through a graph as the pipeline does."""
-    data = tf.data.Dataset.range(source.size).map(source.read)
-    return [(int(e["image"][0, 0, 0]), source.captions(int(e["index"])), int(e["label"]))
-            for e in data.as_numpy_iterator()]
+    """(shade, captions, label) of all examples."""
+    return [(int(e.image[0, 0, 0]), source.captions(e.index), e.label) for e in read(source)]
 
 
 def test_csv_joins_lines_and_columns_of_an_image(tmp_path):
@@ -204,8 +200,7 @@ def test_digits_captions_are_true_by_what_is_measured():
     whole = [source.captions(i) for i in range(source.size)]
     assert len({text for texts in whole for text in texts}) >= 200
     assert all(len(set(texts)) == len(texts) == 6 for texts in whole)
-    data = tf.data.Dataset.range(source.size).map(source.read)
-    examples = [(e["image"][..., 0] * (16 / 255), int(e["label"])) for e in data.as_numpy_iterator()]
+    examples = [(e.image[..., 0] * (16 / 255), e.label) for e in read(source)]
     ink = np.array([image.mean() for image, _ in examples])
     rows, columns = np.mgrid[:8, :8]
     slant = np.array([-np.polyfit(rows.ravel(), columns.ravel(), 1, w=np.sqrt(im).ravel())[0] for im, _ in examples])
@@ -227,7 +222,7 @@ def test_digits_captions_follow_their_image_into_every_split():
     said = {}
     for split in ("train", "fit", "val"):
         source = digits.make(split=split, captions=True)
-        for e in tf.data.Dataset.range(source.size).map(source.read).as_numpy_iterator():
-            texts = source.captions(int(e["index"]))
-            assert said.setdefault(e["image"].tobytes(), texts) == texts
+        for e in read(source):
+            texts = source.captions(e.index)
+            assert said.setdefault(e.image.tobytes(), texts) == texts
     assert len(said) > 1290

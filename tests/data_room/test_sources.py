@@ -5,19 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from feeding import read
 from simclr_jax import names
-from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.sources import arrays, digits, folder
 from simclr_jax.data.sources import tfds as tfds_source
 from simclr_jax.errors import UsageError
 
-tf = tensorflow()
-
 
 def everything(source):
-    """All examples of a source, read through a graph as the pipeline does."""
-    data = tf.data.Dataset.range(source.size).map(source.read)
-    return [(e["image"], int(e["label"])) for e in data.as_numpy_iterator()]
+    """All examples of a source."""
+    return [(e.image, e.label) for e in read(source)]
 
 
 def picture(value, size=(5, 4)):
@@ -166,8 +163,7 @@ def test_tfds_reads_any_record_by_its_number(tmp_path, file_format):
     assert source.classes == ("dark", "light") and source.size == 23
     assert labels_and_values(make("train[5:12]")) == wanted[5:12]
     assert labels_and_values(make("train[:10%]+test")) == wanted[:2] + labels_and_values(make("test"))
-    backwards = tf.data.Dataset.range(22, -1, -1).map(source.read, 4, deterministic=True)
-    assert [int(e["image"][0, 0, 0]) for e in backwards.as_numpy_iterator()] == [v for v, _ in wanted][::-1]
+    assert [e.image[0, 0, 0] for e in read(source, range(22, -1, -1))] == [v for v, _ in wanted][::-1]
 
 
 def test_tfds_record_index_is_kept_beside_the_data_or_in_the_cache(tmp_path, monkeypatch):

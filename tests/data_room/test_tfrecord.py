@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from feeding import read
 from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.sources import _tfrecord, tfrecord
 from simclr_jax.data.sources import tfds as tfds_source
@@ -46,9 +47,7 @@ def files(root, sizes):
 
 
 def examples(source):
-    data = tf.data.Dataset.range(source.size).map(source.read)
-    return [(int(e["image"][0, 0, 0]), source.captions(int(e["index"])), int(e["label"]))
-            for e in data.as_numpy_iterator()]
+    return [(int(e.image[0, 0, 0]), source.captions(e.index), e.label) for e in read(source)]
 
 
 def wanted(indices, labels=True):
@@ -58,8 +57,7 @@ def wanted(indices, labels=True):
 def test_any_record_by_its_number(tmp_path):
     source = tfrecord.make(root=files(tmp_path, (3, 0, 5)), label_key="label")
     assert examples(source) == wanted(range(8)) and source.shards == (3, 0, 5)
-    backwards = tf.data.Dataset.range(7, -1, -1).map(source.read, 4, deterministic=True)
-    assert [int(e["image"][0, 0, 0]) for e in backwards.as_numpy_iterator()] == list(range(8))[::-1]
+    assert [e.image[0, 0, 0] for e in read(source, range(7, -1, -1))] == list(range(8))[::-1]
     assert source.captions(5) == ("5 0", "5 1", "5 2")
     assert examples(tfrecord.make(root=f"{tmp_path}/train-{{2,0}}.tfrecord")) == wanted([3, 4, 5, 6, 7, 0, 1, 2], False)
     assert tfrecord.make(root=str(tmp_path), text_key=None).captions is None

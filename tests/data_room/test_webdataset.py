@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax import data
-from simclr_jax.data.host_tf import tensorflow
+from feeding import batches, examples as evaluated, read
 from simclr_jax.data.sources import webdataset
 from simclr_jax.errors import UsageError
 
-tf = tensorflow()
 VIEWS = ((("resize", dict(size=4)),),)
 
 
@@ -48,9 +46,7 @@ def shards(root, sizes):
 
 
 def examples(source):
-    data = tf.data.Dataset.range(source.size).map(source.read)
-    return [(int(e["image"][0, 0, 0]), source.captions(int(e["index"])), int(e["label"]))
-            for e in data.as_numpy_iterator()]
+    return [(int(e.image[0, 0, 0]), source.captions(e.index), e.label) for e in read(source)]
 
 
 def wanted(indices):
@@ -61,8 +57,7 @@ def test_samples_have_their_captions_and_labels(tmp_path):
     source = webdataset.make(root=shards(tmp_path, (3, 0, 5, 2)))
     assert examples(source) == wanted(range(10))
     assert source.shards == (3, 0, 5, 2) and source.classes == ("0", "1", "2")
-    backwards = tf.data.Dataset.range(9, -1, -1).map(source.read, 4, deterministic=True)
-    assert [int(e["image"][0, 0, 0]) for e in backwards.as_numpy_iterator()] == list(range(10))[::-1]
+    assert [e.image[0, 0, 0] for e in read(source, range(9, -1, -1))] == list(range(10))[::-1]
     assert [source.captions(i) for i in (7, 2)] == [("number 7",), ("number 2",)]
 
 
@@ -172,7 +167,7 @@ def test_samples_that_lack_something_are_named_and_passed_over(tmp_path):
     with pytest.raises(UsageError, match="max_bad=0.05 allows 1 of 20: .*000003.*000007"):
         make(0.05)
     with pytest.raises(UsageError, match="allows 4 of 20"):
-        list(data.examples(make(0.2), VIEWS[0], batch=4))
+        list(evaluated(make(0.2), VIEWS[0], batch=4))
 
 
 def test_the_index_is_kept_for_these_shards_and_keys(tmp_path, monkeypatch):
@@ -208,7 +203,7 @@ def test_batches_over_processes(tmp_path, count):
     source = webdataset.make(root=shards(tmp_path, (3, 5, 4, 0)), memory=0.0)
     seen = []
     for p in range(count):
-        stream = data.batches(source, VIEWS, batch=2 * count, seed=0, process=(p, count), tokenizer=Tokens)
+        stream = batches(source, VIEWS, batch=2 * count, seed=0, process=(p, count), tokenizer=Tokens)
         rows = list(itertools.islice(stream, 6))
         for b in rows:
             shade = np.rint(b["views"][:, 0, 0, 0, 0] * 255)

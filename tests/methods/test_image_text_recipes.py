@@ -23,8 +23,8 @@ def traced(file, tokenizer, *flags, batch=16, devices=4):
     mesh = dist.make_mesh({"data": devices}, jax.devices()[:devices])
     method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
     optimiser = build.optimiser(config, 1_000_000)
-    size = config.augment.eval[0][1]["size"]
-    rows = build.rows(config, 1, size, tokenizer)
+    rows = build.rows(config, build.recipe(config), tokenizer)
+    assert rows["views"].shape[:3] == (batch, 1, config.augment.eval[0][1]["size"])
     state = state_shapes(method, optimiser.tx, rows, seed=0)
     step = make_step(method, optimiser.tx, mesh, seed=0, microbatches=config.microbatches)
     after, metrics = jax.eval_shape(step, state, rows)

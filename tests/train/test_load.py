@@ -55,7 +55,7 @@ def net_state():
     from simclr_jax import dist
     from simclr_jax.train.state import init_state
     mesh = dist.make_mesh({"data": 1}, jax.devices()[:1])
-    return init_state(method, optimiser.tx, mesh, build.rows(config, 2, 8), seed=7)
+    return init_state(method, optimiser.tx, mesh, build.rows(config, build.recipe(config)), seed=7)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

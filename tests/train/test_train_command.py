@@ -131,6 +131,7 @@ WRONG = {
     "--config.evals.every=2 --config.evals.run=knnn": "there is no 'knnn'; did you mean 'knn'",
     "--config.evals.every=2 --config.evals.limit=-5": "config.evals.limit=-5: wanted 0 or more",
     "--config.augment.views[0]=5": "not a valid index",
+    "--config.augment.where=gpu": "config.augment.where='gpu'", "--config.augment.workers=-1": "config.augment.workers=-1",
     "--config.optim.decay=(('a','b'),)": "no (regex, number) pair",
     "--config.data.name=folder": "no root given; name your folder of images, as in --config.data.root=DIR",
     "--config.data.name=folder --config.data.root=/nowhere": "/nowhere is not a folder",

@@ -8,7 +8,6 @@ from etils import epath
 
 from simclr_jax.data import captions
 from simclr_jax.data.decode import EXTENSIONS
-from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.source import Problems, Source, of_encoded, read_file
 from simclr_jax.errors import UsageError
 
@@ -175,17 +174,7 @@ def _captioned(root, items, split, max_bad, memory):
 
 
 def _source(paths, labels, classes, describe, problems, memory, identity, texts=None):
-    names, labels = np.array([os.fsencode(p) for p in paths], object), np.array(labels, np.int64)
-    tensors = []
-
-    def fetch(index):
-        tf = tensorflow()
-        with tf.init_scope():  # outside the graph, which would hold a copy for each function of the pipeline
-            if not tensors:
-                tensors.extend([tf.constant(names), tf.constant(labels)])
-        return tf.gather(tensors[0], index), tf.gather(tensors[1], index)
-
-    return of_encoded(len(paths), fetch, paths.__getitem__, problems, load=lambda path: read_file(os.fsdecode(path)),
+    return of_encoded(len(paths), lambda index: (read_file(paths[index]), labels[index]), paths.__getitem__, problems,
                       classes=classes, describe=describe, identity=identity, memory=memory,
                       captions=texts and texts.__getitem__)
 

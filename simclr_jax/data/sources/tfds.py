@@ -52,7 +52,7 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
         raise UsageError(f"tfds: {dataset} has no split {split!r} ({' '.join(str(e).split())[:120]}); "
                          f"there are: {', '.join(sorted(builder.info.splits))}, and slices such as 'train[:90%]'"
                          ) from None
-    features, classes = _features(tfds, builder, dataset, image_key, label_key)
+    classes = _classes(tfds, builder, dataset, image_key, label_key)
     if text_key is not None:
         _check_text(builder.info.features, dataset, text_key)
     describe = f"tfds {builder.info.full_name} ({split}): {info.num_examples} images, {len(classes)} classes"
@@ -64,38 +64,26 @@ def make(*, dataset: str, split: str = "train", data_dir: str | None = None, ima
     def where(index):
         return f"{dataset} {split}[{index}]"
 
-    def raw_texts(data):
-        return list(tfrecord.parse(data)[text_key].bytes_list.value)
-
-    def note_texts(index, raw):
+    def parsed(index):
         try:
-            recent.put(index, captions.texts(raw))
-        except ValueError as e:
-            problems.add(index, f"{where(index)}: {e}")  # and another example stands in
-
-    def read_record(index):
-        try:
-            data = record(int(index))
-            if text_key is not None:
-                note_texts(int(index), raw_texts(data))
-            return data
+            return tfrecord.parse(record(index))
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as e:
             problems.stop(f"example {index} cannot be read: {' '.join(str(e).split())[:300]}; prepare it again")
-            return b""  # which does not parse, and so ends the iterator
+            raise ValueError("its record cannot be read") from None
 
-    def fetch(index):
-        serialized = tf.numpy_function(read_record, [index], tf.string)
-        serialized.set_shape([])
-        example = features.deserialize_example(serialized, decoders={image_key: tfds.decode.SkipDecoding()})
-        label = tf.cast(example[label_key], tf.int64) if label_key else tf.constant(-1, tf.int64)
-        return example[image_key], label
+    def texts_of(features):
+        return captions.texts(list(features[text_key].bytes_list.value))
 
-    def texts(index):
-        return recent.get(index, lambda i: captions.texts(raw_texts(record(i))))
+    def load(index):
+        features = parsed(index)
+        if text_key is not None:
+            recent.put(index, texts_of(features))  # one without a caption has a stand-in too
+        return features[image_key].bytes_list.value[0], features[label_key].int64_list.value[0] if label_key else -1
 
-    return of_encoded(info.num_examples, fetch, where, problems, classes=classes, describe=describe, memory=memory,
+    return of_encoded(info.num_examples, load, where, problems, classes=classes, describe=describe, memory=memory,
                       identity=describe if text_key is None else f"{describe}, captions in {text_key}",
-                      captions=None if text_key is None else texts)
+                      captions=None if text_key is None else
+                      lambda index: recent.get(index, lambda i: texts_of(parsed(i))))
 
 
 def _prepared(tfds, dataset, data_dir, download):
@@ -123,22 +111,19 @@ def _prepared(tfds, dataset, data_dir, download):
                      f"run `{command}` on a machine with network access")
 
 
-def _features(tfds, builder, dataset, image_key, label_key):
-    """The connector that parses the two features and no other, and the class names."""
+def _classes(tfds, builder, dataset, image_key, label_key):
+    """The class names; () without labels. Refuses features that are not there."""
     there = builder.info.features
     images = [k for k, v in there.items() if isinstance(v, tfds.features.Image)]
     if image_key not in images:
         raise UsageError(f"tfds: {dataset} has no image feature {image_key!r}{near(image_key, images)}")
-    wanted = {image_key: there[image_key]}
-    classes = ()
-    if label_key is not None:
-        labels = [k for k, v in there.items() if v.shape == () and np.issubdtype(v.np_dtype, np.integer)]
-        if label_key not in labels:
-            raise UsageError(f"tfds: {dataset} has no integer feature {label_key!r}{near(label_key, labels)}; "
-                             "label_key=None for none")
-        wanted[label_key] = there[label_key]
-        classes = tuple(getattr(there[label_key], "names", None) or ())
-    return tfds.features.FeaturesDict(wanted), classes
+    if label_key is None:
+        return ()
+    labels = [k for k, v in there.items() if v.shape == () and np.issubdtype(v.np_dtype, np.integer)]
+    if label_key not in labels:
+        raise UsageError(f"tfds: {dataset} has no integer feature {label_key!r}{near(label_key, labels)}; "
+                         "label_key=None for none")
+    return tuple(getattr(there[label_key], "names", None) or ())
 
 
 def _check_text(there, dataset, text_key):

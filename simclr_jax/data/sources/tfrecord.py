@@ -68,8 +68,7 @@ def make(*, root: str, split: str = "train", test_root: str = "", image_key: str
         return f"{files[file]}: record {index - (ends[file] - counts[file])}"
 
     identity = repr([[epath.Path(f).name for f in files], sizes, image_key, text_key, label_key])
-    return of_encoded(total, lambda index: (index, tensorflow().constant(-1, "int64")), where,
-                      Problems(total, max_bad, describe), load=load, describe=describe, identity=identity,
+    return of_encoded(total, load, where, Problems(total, max_bad, describe), describe=describe, identity=identity,
                       memory=memory, shards=counts,
                       captions=(lambda index: recent.get(index, read_texts)) if text_key else None)
 

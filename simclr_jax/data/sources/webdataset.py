@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.data import captions
-from simclr_jax.data.host_tf import tensorflow
 from simclr_jax.data.memory import Recent
 from simclr_jax.data.source import Problems, Source, of_encoded
 from simclr_jax.data.sources import _shards as shards
@@ -98,9 +97,8 @@ def make(*, root: str, split: str = "train", test_root: str = "", image_key: str
             return texts(f, rows[index])
 
     identity = repr([[epath.Path(f).name for f in files], sizes, keys])
-    return of_encoded(len(rows), lambda index: (index, tensorflow().constant(-1, "int64")), lambda i: where(rows[i]),
-                      problems, load=load, classes=classes, describe=describe, identity=identity, memory=memory,
-                      captions=(lambda index: recent.get(index, read_texts)) if text_key else None, shards=counts)
+    return of_encoded(len(rows), load, lambda i: where(rows[i]), problems, classes=classes, describe=describe,
+                      identity=identity, memory=memory, captions=(lambda index: recent.get(index, read_texts)) if text_key else None, shards=counts)
 
 
 def of_json(data: bytes) -> tuple[str, ...]:

@@ -1,11 +1,15 @@
-"""Op names and their arguments from a config: the signature of a factory is the schema."""
+"""Op names and their arguments from a config: the signature of a factory is the schema.
+
+A factory is a function with annotated keyword-only arguments that returns a `Spatial` or a `Pixel` (kinds.py). A new op
+is one more such function, and nothing else.
+"""
 import inspect
 import typing
 from typing import Any, Mapping
 
 from simclr_jax import names
-from simclr_jax.data.ops import color, filters, geometry, spatial
-from simclr_jax.data.ops.kinds import Pixel, Spatial
+from simclr_jax.augment import color, filters, geometry, spatial
+from simclr_jax.augment.kinds import Pixel, Spatial
 from simclr_jax.errors import UsageError
 
 OPS = {name: f for family in (spatial, color, filters, geometry) for name, f in vars(family).items()
