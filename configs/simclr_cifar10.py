@@ -25,7 +25,7 @@ def get_config(arg=""):
         projector=dict(name="mlp", layers=2, out=128),
     )
     config.data = dict(name="tfds", dataset="cifar10", split="train")
-    config.augment = dict(views=recipes.simclr_cifar(), eval=recipes.simclr_cifar_eval())
+    config.augment = dict(views=recipes.simclr_cifar(), eval=recipes.simclr_cifar_eval(), where="device")
     config.optim = dict(name="lars_simclr", lr=v.lr, scaling="linear", warmup_epochs=10.0, weight_decay=1e-4)
     config.checkpoint = dict(every=1000, keep=2)
     config.evals = dict(every=5000, run=("knn",), best="knn")

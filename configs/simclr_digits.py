@@ -23,7 +23,7 @@ def get_config():
         projector=dict(name="mlp", layers=2, out=64),
     )
     config.data = dict(name="digits", split="train")
-    config.augment = dict(views=recipes.digits(), eval=recipes.digits_eval())
+    config.augment = dict(views=recipes.digits(), eval=recipes.digits_eval(), where="device")
     config.optim = dict(name="adamw", lr=0.01, scaling="none", warmup_epochs=20.0, weight_decay=1e-4)
     config.log_every = 200
     config.checkpoint = dict(every=500, keep=2)

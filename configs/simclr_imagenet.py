@@ -44,7 +44,7 @@ def get_config(arg=""):
         projector=dict(name="mlp", layers=3 if released else 2, out=128, dtype=v.dtype),
     )
     config.data = dict(name="tfds", dataset="imagenet2012", split="train")
-    config.augment = dict(views=recipes.simclr(v.size), eval=recipes.simclr_eval(v.size))
+    config.augment = dict(views=recipes.simclr(v.size), eval=recipes.simclr_eval(v.size), where="device")
     config.optim = dict(name="lars_simclr", lr=0.3 if scaling == "linear" else 0.075, scaling=scaling, warmup_epochs=10.0,
                         weight_decay=1e-4 if released else 1e-6)
     config.checkpoint = dict(every=1000, keep=3, keep_every=50000)

@@ -47,6 +47,9 @@ def crop(op: Spatial, images, windows):
 def in_turn(chain, ops, images, windows, u):
     """`run`, a row after the other."""
     views, n = _views(images, windows, u)
+    # Windows that draw nothing are constants. XLA would fold what follows from them, with other roundings, but only where
+    # there is one row and so no loop; rows would then depend on their number.
+    images, windows, u = lax.optimization_barrier((images, windows, u))
 
     def row(k):
         return _one(chain, ops, images[k // views], *jax.tree.map(lambda x: x[k], (windows, u)))

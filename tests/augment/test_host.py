@@ -41,7 +41,7 @@ def test_buffers_that_no_one_holds_are_used_again():
 
 @pytest.mark.parametrize("piece", [1, 3, 6])
 def test_pieces_do_not_show(piece):
-    source, views = arrays.make(images=IMAGES), recipes.byol(16)
+    source, views = arrays.make(images=IMAGES), recipes.simclr_linear(16)
     whole, parts = (list(itertools.islice(fed(source, views, batch=6, seed=3, piece=p), 3)) for p in (6, piece))
     for a, b in zip(whole, parts):
         assert all(np.array_equal(a[k], b[k]) for k in a)

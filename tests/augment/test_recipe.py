@@ -69,7 +69,7 @@ def fast(*names):
     return pytest.mark.parametrize("name", [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in MADE])
 
 
-@fast("simclr", "siglip", "digits_pairs")
+@fast("simclr_cifar", "siglip", "digits_pairs")
 def test_a_row_is_the_same_in_any_company(name):
     """bit for bit."""
     batch, f, views = rows(13), run(RECIPES[name]()), RECIPES[name]()
@@ -117,6 +117,7 @@ def test_the_host_draws_for_crops_what_the_device_draws():
                                           draws.uniforms(row_keys, view.number, j, op.uniforms))
 
 
+@pytest.mark.slow
 def test_views_that_share_ops_are_run_together_without_a_trace():
     a, b = (CROP, GAIN), (CROP, ("flip", {}))
     shared, apart, alone = (np.asarray(run(views)(rows(9))["views"]) for views in ((a, b, a), (b, b, a), (a,)))
@@ -153,6 +154,7 @@ def test_an_op_reaches_the_rows_that_drew_it(name, kwargs):
     assert abs(got.mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
+@pytest.mark.slow
 def test_chances_of_all_and_nothing():
     never, always = (tuple((RESIZE, (name, dict(kwargs, p=p))) for name, kwargs in CHANGED) for p in (0.0, 1.0))
     got = changed(20, never + always)
@@ -178,7 +180,7 @@ def test_crops_on_the_device_are_those_of_the_host(name):
         np.testing.assert_allclose(got[key], want[key], atol=1e-5)
 
 
-@fast("simclr_cifar", "digits")
+@fast("digits")
 def test_whole_recipes_on_images_and_on_the_hosts_crops(name):
     """Also what follows the crops: f32 differences of the crops grow by the jitter's factors and the normalisation."""
     views, batch = RECIPES[name](), rows(12)

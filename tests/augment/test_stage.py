@@ -48,7 +48,7 @@ def by_hand(ops, images, u):
 run = jax.jit(stage.run, static_argnums=(0, 1))
 
 
-@pytest.mark.parametrize("ops", [OPS, MORE], ids=["simclr", "others"])
+@pytest.mark.parametrize("ops", [OPS, pytest.param(MORE, marks=pytest.mark.slow)], ids=["simclr", "others"])
 def test_finish_is_the_ops_in_turn_on_the_rows_that_drew_them(ops):
     images, u = bytes_of(24, S, S), uniforms(ops, 24)
     got = jax.jit(stage.finish, static_argnums=0)(ops, images, u)
@@ -59,7 +59,7 @@ def test_finish_is_the_ops_in_turn_on_the_rows_that_drew_them(ops):
         assert op.p in (None, 0.0, 1.0) or 0 < (np.asarray(v)[:, 0] < op.p).sum() < 24
 
 
-@pytest.mark.parametrize("ops", [OPS, MORE], ids=["simclr", "others"])
+@pytest.mark.parametrize("ops", [OPS, pytest.param(MORE, marks=pytest.mark.slow)], ids=["simclr", "others"])
 def test_in_turn_equals_at_once(ops):
     images, windows, u = bytes_of(12, 31, 37), (boxes(24),), uniforms(ops, 24)
     once = jax.jit(lambda *a: stage.at_once((CROP,), ops, *a))(images, windows, u)

@@ -46,21 +46,22 @@ def test_any_number_of_devices_trains_the_same_with_views_made_there(host, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["host", "device"])
-def test_pictures_of_a_folder_train_the_same_with_pixel_ops_on_either_side(tmp_path, where):
-    """Crops are bytes on their way to the device, so that losses are near and not the same."""
+def test_pictures_of_a_folder_train_the_same_with_pixel_ops_on_either_side(tmp_path):
+    """Crops are bytes on their way to the device, so that losses are near and not the same; each way, threads change none.
+    Small steps, since a net that learns noise soon makes much of little."""
     from PIL import Image
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in range(24):
         Image.fromarray(rng.integers(0, 256, (12 + i % 5, 14, 3), np.uint8)).save(tmp_path / "pictures" / f"{i:02}.png")
-    more = ["--config.data.name=folder", f"--config.data.root={tmp_path / 'pictures'}", "--config.batch=16"]
-    train(tmp_path / where, f"--config.augment.where={where}", *more)
-    train(tmp_path / "again", f"--config.augment.where={where}", "--config.augment.workers=1", *more)
-    assert numbers(tmp_path / where) == numbers(tmp_path / "again")
-    other = {"host": "device", "device": "host"}[where]
-    train(tmp_path / other, f"--config.augment.where={other}", *more)
-    close(tmp_path / where, tmp_path / other, rtol=0.02)
+    more = ["--config.data.name=folder", f"--config.data.root={tmp_path / 'pictures'}", "--config.batch=16",
+            "--config.optim.lr=0.0001"]
+    for where in ("host", "device"):
+        train(tmp_path / where, f"--config.augment.where={where}", *more)
+        train(tmp_path / "again" / where, f"--config.augment.where={where}", "--config.augment.workers=1", *more)
+        assert numbers(tmp_path / where) == numbers(tmp_path / "again" / where)
+    close(tmp_path / "device", tmp_path / "host", rtol=2e-3)
+    assert numbers(tmp_path / "device") != numbers(tmp_path / "host")
 
 
 def test_threads_may_change_in_a_run_and_places_only_if_allowed():
