@@ -93,7 +93,8 @@ def _apply(op, planes, u):
         return op.apply(planes, op.draw(u, size))
     if op.p <= 0:
         return planes
-    drawn = op.draw(u[1:], size)
+    # A step of its own: what is fused with it would round it otherwise on another number of devices.
+    drawn = lax.optimization_barrier(op.draw(u[1:], size))
     if op.p >= 1:
         return op.apply(planes, drawn)
     return lax.cond(u[0] < op.p, op.apply, lambda planes, drawn: planes, planes, drawn)
