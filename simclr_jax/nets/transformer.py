@@ -149,8 +149,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None):
         b, n, d = x.shape
-        qkv = dense(3 * d, self.stds.qkv, self.dtype, "qkv")(x).reshape(b, n, 3, self.heads, d // self.heads)
-        y = attend(*(qkv[:, :, i] for i in range(3)), mask=mask, causal=self.causal)
+        # Split before heads are told apart: the other way round XLA for TPU copies all three to another layout.
+        qkv = jnp.split(dense(3 * d, self.stds.qkv, self.dtype, "qkv")(x), 3, axis=-1)
+        y = attend(*(y.reshape(b, n, self.heads, d // self.heads) for y in qkv), mask=mask, causal=self.causal)
         return dense(d, self.stds.out, self.dtype, "out")(y.reshape(b, n, d))
 
 
