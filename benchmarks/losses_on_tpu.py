@@ -27,7 +27,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 
 from simclr_jax import dist  # noqa: E402
-from simclr_jax.command import command  # noqa: E402
+from simclr_jax.life import command  # noqa: E402
 from simclr_jax.errors import UsageError  # noqa: E402
 from simclr_jax.losses.clip import clip  # noqa: E402
 from simclr_jax.losses.info_nce import info_nce  # noqa: E402

@@ -34,7 +34,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from simclr_jax import build, config as configs, dist
-from simclr_jax.command import command
+from simclr_jax.life import command
 from simclr_jax.data.tokenizer import Tokenizer
 from simclr_jax.errors import UsageError
 from simclr_jax.losses.unit import unit

@@ -18,11 +18,13 @@ def method(config, *, axis: str | None, tokenizer=None) -> Method:
 
     A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
     """
-    given = {"axis": axis}
-    if tokenizer is not None:
-        given |= {"vocab": tokenizer.vocab, "length": tokenizer.length, "eot": tokenizer.eot}
-    nets = {role: names.make("nets", spec, **given) for role, spec in config.nets.items()}
+    nets = {role: names.make("nets", spec, axis=axis, **given(tokenizer)) for role, spec in config.nets.items()}
     return names.make("methods", config.method, nets)
+
+
+def given(tokenizer) -> dict:
+    """What nets are told of a tokenizer, or of whatever has its `vocab`, `length` and `eot`; {} for None."""
+    return {} if tokenizer is None else {k: getattr(tokenizer, k) for k in ("vocab", "length", "eot")}
 
 
 def tokenizer(config, source, workdir):

@@ -18,7 +18,8 @@ from simclr_jax.errors import UsageError
 from simclr_jax.names import near
 
 # Fields that may differ when a run is resumed: they do not change what is computed, only where and how it is watched.
-FREE = ("augment.workers", "checkpoint", "devices", "evals", "log_every", "mesh", "pictures", "profile", "wandb")
+FREE = ("augment.workers", "checkpoint", "compile_cache", "devices", "evals", "guard.stop", "life", "log_every", "mesh", "pictures",
+        "profile", "wandb")
 
 
 def base() -> ConfigDict:
@@ -46,6 +47,14 @@ def base() -> ConfigDict:
         mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
         log_every=50,  # steps between log lines
         checkpoint=dict(every=1000, keep=2, keep_every=0),  # in steps; keep: newest ones; keep_every: kept for good
+        # A step is skipped if it is not finite or its gradient is `spike` times as long as usual (0: only if not finite);
+        # after `stop` in a row the run stops (0: never). See train/guard.py.
+        guard=dict(spike=100.0, stop=10),
+        # Seconds: to wait for the other processes to join; after which a silent one is lost; after which one that holds up
+        # a step is named, and all end; between a request to stop and the end. check: steps between comparisons of all
+        # devices' parameters.
+        life=dict(join=120.0, heartbeat=100.0, warn=120.0, abort=1800.0, grace=15.0, check=1000),
+        compile_cache=True,  # keep compiled programs in workdir/compiled/, for the next start
         evals=dict(every=0, run=("knn",), best="", limit=10000, train="train", test="test", pairs="test",
                    classes="", templates="plain"),  # see above; classes, templates: of zero_shot, as the command's flags
         pictures=True,  # write workdir/images/
@@ -204,7 +213,7 @@ def fill(config: ConfigDict) -> ConfigDict:
     if config.text:
         config.text = filled("text", config.text, "data.tokenizers", ("captions", "file"))
     config.optim = filled("optim", config.optim, None)
-    for section in ("augment", "checkpoint", "evals", "profile"):
+    for section in ("augment", "checkpoint", "evals", "guard", "life", "profile"):
         if not isinstance(config[section], ConfigDict):
             raise UsageError(f"config.{section}={config[section]!r}, wanted a dict")
         unknown = sorted(set(config[section]) - set(base()[section]))
@@ -241,6 +250,12 @@ def check(config: ConfigDict) -> None:
                              f"as in --config.load.{role}=WORKDIR:backbone")
     if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
         raise UsageError(f"config.checkpoint={config.checkpoint.to_dict()}, wanted every and keep of at least 1")
+    guard, life = config.guard, config.life
+    if guard.stop < 0 or not (guard.spike == 0 or guard.spike > 1):
+        raise UsageError(f"config.guard.spike={guard.spike}, config.guard.stop={guard.stop}: wanted a spike of 0 (never) or "
+                         "above 1, and a stop of 0 (never) or more")
+    if min(life.join, life.heartbeat, life.warn, life.abort, life.grace) <= 0 or life.check < 0:
+        raise UsageError(f"config.life={life.to_dict()}, wanted seconds above 0 and a check of 0 (only at the start) or more")
 
 
 def to_json(config: ConfigDict) -> str:

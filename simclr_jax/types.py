@@ -69,3 +69,4 @@ class TrainState:
     params: Any  # what the optimiser owns: encoders, heads, prototypes, temperature
     opt_state: Any
     extra: Any  # what it does not own: batch statistics, teachers, queues, centres
+    guard: Any  # what it takes to tell a bad step, and how many were skipped: `train.guard.Guard`

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from simclr_jax import augment, bench, build, config as configs
-from simclr_jax.command import command
+from simclr_jax.life import command
 from simclr_jax.data import cache, cache_write
 from simclr_jax.data.decoded import squeezed
 from simclr_jax.errors import UsageError

@@ -8,7 +8,7 @@ import time
 import jax
 
 from simclr_jax import build, config as configs, data, dist, embed, pairs, probes
-from simclr_jax.command import command
+from simclr_jax.life import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import knn, pictures, score, table
 from simclr_jax.names import near

@@ -1,14 +1,17 @@
-"""`python -m simclr_jax.train --config=FILE --workdir=DIR`: pretrains, or goes on where the workdir stands."""
+"""`python -m simclr_jax.train --config=FILE --workdir=DIR`: pretrains, or goes on where the workdir stands.
+
+`--replay=DIR` runs one step again that a run has given up on, and says what in it is not finite.
+"""
 import functools
 import platform
 
 import jax
 
-from simclr_jax import __version__, augment, build, config as configs, data, dist, embed, watch
-from simclr_jax.command import command
+from simclr_jax import __version__, augment, build, config as configs, data, dist, embed, life, replay, watch
+from simclr_jax.life import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
-from simclr_jax.train import load, log as logs, optim, workdir as workdirs
+from simclr_jax.train import cache, dump, guard, load, log as logs, optim, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
 from simclr_jax.train.state import init_state, state_shapes
@@ -16,12 +19,21 @@ from simclr_jax.train.step import make_step
 
 
 def main(argv: list[str]) -> None:
+    if any(a.startswith("--replay") for a in argv):
+        replay.main(configs.options(argv, replay="")["replay"])
+        return
     config, flags = configs.parse(argv, workdir="", coordinator="", processes=0, process=-1,
                                   allow_config_change=False)
     configs.check(config)
     workdir = workdirs.resolve(flags["workdir"])
     _choose_devices(config, flags, workdirs.read_config(workdir))
-    dist.agree(configs.to_json(config), "the config")
+    times = {k: config.life[k] for k in ("heartbeat", "warn", "abort", "grace")}
+    with life.Life(**times) as alive, cache.of(workdir / "compiled" if config.compile_cache else None):
+        _run(config, flags, workdir, alive)
+
+
+def _run(config, flags, workdir, alive):
+    life.agree(configs.to_json(config), "the config")
     process, lead = (jax.process_index(), jax.process_count()), jax.process_index() == 0
 
     # All that can be refused is refused here, before anything compiles or is written, by all processes together.
@@ -38,7 +50,7 @@ def main(argv: list[str]) -> None:
         optimiser = build.optimiser(config, source.size)
         rows = build.rows(config, recipe, tokenizer)
         make = functools.partial(make_step, method, optimiser.tx, mesh, seed=config.seed,
-                                 microbatches=config.microbatches)
+                                 microbatches=config.microbatches, guard=guard.Rule(**config.guard))
         shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
         jax.eval_shape(make(), shapes, rows)
         step_fn = make(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else make()
@@ -49,10 +61,11 @@ def main(argv: list[str]) -> None:
         logs.check(config)
     except UsageError as e:
         problem = str(e)
-    dist.refuse_together(problem)
-    dist.agree(str(source.digest), "the data")
+    life.refuse_together(problem)
+    life.agree(f"{source.size} examples, digest {source.digest}", "the data")
+    life.agree(str(source.shards), "the list of shards")
     if tokenizer is not None:
-        dist.agree(str(tokenizer.digest), "the tokenizer")
+        life.agree(str(tokenizer.digest), "the tokenizer")
     workdirs.open_workdir(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every, log=print if lead else lambda _: None)
@@ -87,8 +100,9 @@ def main(argv: list[str]) -> None:
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
-            at_bounds=optimiser.at_bounds,
-            profile=dict(config.profile), workdir=workdir)
+            at_bounds=optimiser.at_bounds, profile=dict(config.profile), workdir=workdir, life=alive,
+            check_every=config.life.check, stop_after=config.guard.stop,
+            dump=functools.partial(dump.write, workdir, build.given(tokenizer), configs.to_json(config)))
         if lead and config.pictures and start < total:
             embed.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
     finally:
@@ -104,7 +118,8 @@ def _choose_devices(config, flags, saved):
     local = flags["coordinator"].startswith(("localhost", "127."))
     chosen = config.devices or kept or build.cpu_devices(config, max(flags["processes"], 1), local)
     build.start_devices(chosen)
-    dist.start(flags["coordinator"], flags["processes"], flags["process"])
+    life.start(flags["coordinator"], flags["processes"], flags["process"], join=config.life.join,
+               heartbeat=config.life.heartbeat)
     if jax.default_backend() == "cpu" and jax.process_count() == 1 and not config.devices:
         config.devices = min(kept or build.cpu_devices(config), jax.device_count())
 

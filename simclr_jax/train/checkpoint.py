@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax.errors import UsageError
+from simclr_jax.errors import CheckpointError, UsageError
 from simclr_jax.train import checksum, stored
 
 _GOOD, _DAMAGED, _OTHER = 0, 1, 2  # what a process found of a step; _OTHER: whole, but of another config
@@ -129,7 +129,7 @@ class Checkpoints:
                 text = text if finding == _DAMAGED else f"process {findings.index(_DAMAGED)} could not read it"
                 self._log(f"checkpoint {where} is damaged, trying the one before: {text}")
         if tried:
-            raise UsageError(f"none of the checkpoints {', '.join(map(str, tried))} in {self.directory} is whole; "
+            raise CheckpointError(f"none of the checkpoints {', '.join(map(str, tried))} in {self.directory} is whole; "
                              f"bring one back from a copy, or give another directory to start anew")
         return None
 
@@ -146,7 +146,7 @@ class Checkpoints:
             except Exception as e:
                 cause = stored.one_line(e)
         if candidates:
-            raise UsageError(f"checkpoint {self.directory / str(candidates[-1])}: its metadata cannot be read: {cause}")
+            raise CheckpointError(f"checkpoint {self.directory / str(candidates[-1])}: its metadata cannot be read: {cause}")
         return None
 
     def wait(self) -> None:
@@ -213,7 +213,7 @@ class Checkpoints:
             return function(*args, **kwargs)
         except Exception as e:
             self._manager = None
-            raise UsageError(f"cannot write checkpoints in {self.directory}: {stored.one_line(e)}; make room or give "
+            raise CheckpointError(f"cannot write checkpoints in {self.directory}: {stored.one_line(e)}; make room or give "
                              f"another directory, and start again: older checkpoints are as they were") from None
 
     def _load(self, step: int, wanted: dict):

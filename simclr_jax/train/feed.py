@@ -2,13 +2,15 @@
 import queue
 import threading
 import time
+from typing import Callable
+
+from simclr_jax.errors import DataError, UsageError
 
 
 class Feed:
     """Runs an iterator of host batches and their transfer in a thread, `ahead` batches in front.
 
-    `next` gives placed batches. `waited` is the number of seconds that the consumer has spent waiting.
-    An exception of the iterator is raised in the consumer.
+    `waited` is the number of seconds that the consumer has spent waiting.
     """
 
     def __init__(self, batches, place, ahead: int = 2):
@@ -34,10 +36,24 @@ class Feed:
             except queue.Full:
                 pass
 
-    def __next__(self):
+    def next(self, stops: Callable[[], bool] = lambda: False):
+        """The next batch, placed; None if `stops()` becomes true while there is none yet.
+
+        Raises:
+          DataError: the iterator could not make it, for a reason that a user can put right; else whatever it raised.
+        """
         start = time.perf_counter()
-        placed, error = self._queue.get()
+        while True:
+            try:
+                placed, error = self._queue.get(timeout=0.2)
+                break
+            except queue.Empty:
+                if stops():
+                    return None
         self.waited += time.perf_counter() - start
+        if isinstance(error, OSError) or type(error) is UsageError:
+            text = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            raise DataError(" ".join(text.split())) from error
         if error is not None:
             raise error
         return placed

@@ -1,11 +1,11 @@
 """Where numbers go: a line or a bar on the terminal, metrics.jsonl, TensorBoard, and Weights & Biases if asked."""
 import json
+import math
 import secrets
 import sys
 
 from etils import epath
 
-from simclr_jax import dist
 from simclr_jax.errors import UsageError
 
 
@@ -33,9 +33,8 @@ class Log:
             self._bar = _bar(total, start)
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a row of `step` holds a name that starts with `prefix`; the same answer on every process."""
-        found = self.active and any(r["step"] == step and any(k.startswith(prefix) for k in r) for r in self._rows)
-        return dist.of_lead(int(found)) == 1
+        """Whether a row of `step` holds a name that starts with `prefix`; only process 0 knows."""
+        return self.active and any(r["step"] == step and any(k.startswith(prefix) for k in r) for r in self._rows)
 
     def say(self, text: str) -> None:
         """One line for the reader, above the bar if there is one."""
@@ -53,13 +52,21 @@ class Log:
         """A row for a step: {"step": step, "train/loss": ..., ...}."""
         if not self.active:
             return
-        self._rows.append({"step": step, **numbers})
+        self._rows.append({"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}})
         self._write()
         for name, value in numbers.items():
             if self._tb:
                 self._tb.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def skipped(self, step: int, numbers: dict[str, float], ids: list) -> None:
+        """A row of skipped.jsonl: a step that was not taken, its numbers as text where not finite, and its examples."""
+        if self.active:
+            path = self._path.with_name("skipped.jsonl")
+            earlier = "".join(json.dumps(r) + "\n" for r in read_rows(path) if r["step"] < step)
+            row = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}, "ids": ids}
+            path.write_text(earlier + json.dumps(row) + "\n")
 
     def progress(self, step: int, text: str) -> None:
         """The state of the run: on the bar of a terminal, a line elsewhere."""

@@ -6,31 +6,39 @@ import jax
 import numpy as np
 
 from simclr_jax import dist
-from simclr_jax.errors import UsageError
+from simclr_jax.errors import NumericsError, UsageError
+from simclr_jax.life import REQUEUE, Life, agree, barrier, of_lead
+from simclr_jax.train import digest
 from simclr_jax.train.feed import Feed
-from simclr_jax.train.stop import Stop
 
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        problems: Callable = list, at_bounds: Callable | None = None, profile: dict | None = None, workdir=None):
+        problems: Callable = list, at_bounds: Callable | None = None, profile: dict | None = None, workdir=None,
+        life: Life | None = None, check_every: int = 0, stop_after: int = 0, dump: Callable | None = None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
       step_fn: (state, batch) -> (state, metrics); batches: iterator of host batches, the first that of `state.step`.
       batch: global batch, for images/s; rate: step -> learning rate, for the log.
       checkpoints: `train.checkpoint.Checkpoints`; meta: what is saved beside every state.
-      evaluate: state -> {name: float}, called every `eval_every` steps and at the end; best: the name by which the best
-        checkpoint is kept.
+      evaluate: state -> {name: float}, called every `eval_every` steps and at the end, with the state saved; best: the
+        name by which the best checkpoint is kept.
       problems: () -> [str], lines about examples that were skipped so far.
       at_bounds: params -> [str], what sits at a bound; each line is said once.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
+      life: of this process; check_every: steps between comparisons of all devices' parameters, 0: only at the start.
+      stop_after: as `guard.Rule.stop` of the step; dump: (state, batch, step) -> where the step is written for a replay.
 
     Raises:
-      UsageError: the loss is not finite (nothing of it is saved), or a batch could not be made.
+      NumericsError: so many steps in a row were not finite, or devices hold different parameters.
+      DataError: a batch could not be made. CheckpointError: a state could not be written.
       SystemExit: a signal asked to stop; the state is saved.
     """
+    life = life or Life()
+
     def score(step, state):
+        life.at("eval", step)
         try:
             scores = {f"eval/{k}": v for k, v in evaluate(state).items()}
         except UsageError as e:  # an evaluation that cannot be made is no reason to lose a run
@@ -40,56 +48,127 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
         if f"eval/{best}" in scores:
             checkpoints.save_best(step, state, {**meta, "best_of": best}, scores[f"eval/{best}"])
 
+    def save(step, state, wait):
+        life.at("together", step)
+        barrier(f"the save of step {step}")
+        life.at("save", step)
+        checkpoints.save(step, state, meta, wait=wait)
+
+    def leave(step, state):
+        save(step, state, wait=True)
+        log.say(f"stopped at step {step}, saved; the same command goes on from there")
+        raise SystemExit(REQUEUE)
+
     def due(step):
         return evaluate is not None and step > 0 and (step % eval_every == 0 or step == total)
 
-    step, reported, warned = int(state.step), 0, set()
-    if due(step) and not log.has(step, "eval/"):
+    def place(rows):
+        if not shapes:  # before any device waits for rows that another process does not have
+            shapes.append(str({k: np.shape(v) for k, v in sorted(rows.items())}))
+            agree(shapes[0], "the shape of a process's batch")
+        return dist.place_batch(rows, mesh)
+
+    def look(step, rows, metrics):
+        """What the guard decided of the latest step that is through."""
+        if metrics["in_a_row"] > 0:
+            _skipped(log, step, rows, metrics)
+        if stop_after and metrics["in_a_row"] >= stop_after:
+            raise _Bad(step, rows, metrics)
+
+    step, reported, warned, shapes = int(state.step), 0, set(), []
+    life.begin(step)
+    if due(step) and not of_lead(int(log.has(step, "eval/")), "whether step was evaluated"):
         score(step, state)  # a run that was stopped here has saved, but not scored
     if step >= total:
         return state
     clock, tracer = _Clock(batch, total, step), _Tracer(profile or {"start": 0, "steps": 0}, workdir)
-    with Stop() as stop:
-        feed = Feed(batches, lambda b: dist.place_batch(b, mesh))
-        try:
-            metrics = None
-            while step < total:
-                placed = next(feed)
-                tracer.before(step)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    previous, (state, metrics) = metrics, step_fn(state, placed)
-                step += 1
-                jax.block_until_ready(metrics if previous is None else previous)  # two steps in flight at most
-                if previous is None:
-                    clock.compiled(step, feed.waited)
-                tracer.after(step, metrics)
-                log.tick(step)
-                last, stopping = step == total, stop.reached(step)
-                save = step % save_every == 0 or last or stopping
-                if step % log_every == 0 or save or due(step):
-                    numbers = {f"train/{k}": float(v) for k, v in metrics.items()}
-                    if not np.isfinite([numbers["train/loss"], numbers["train/update_norm"]]).all():
-                        raise UsageError(_not_finite(step, numbers, checkpoints.steps()))
-                    numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
-                    log.write(step, numbers)
-                    log.progress(step, _line(numbers, clock.eta(step)))
-                    reported = _report(problems(), reported)
-                    for line in set(at_bounds(state.params) if at_bounds else ()) - warned:
-                        warned.add(line)
-                        log.say(f"warning: step {step}: {line}")
-                if save:
-                    checkpoints.save(step, state, meta, wait=last or stopping)
-                if due(step) and not stopping:
-                    score(step, state)
-                    clock.skip()
-                if stopping and not last:
-                    log.say(f"stopped at step {step}, saved; the same command goes on from there")
-                    raise SystemExit(Stop.EXIT_CODE)
-        finally:
-            _report(problems(), reported)
-            feed.close()
-            tracer.close()
+    feed = Feed(batches, place)
+    try:
+        before = None  # (step, batch, metrics) of the step before
+        same = digest.Same(state, mesh)
+        if odd := same(state):
+            raise UsageError(f"before the first step: {odd}; start all processes with the same command")
+        while step < total:
+            life.at("data", step)
+            placed = feed.next(lambda: life.stops(step))
+            if placed is None or not life.goes(step):
+                leave(step, state)
+            tracer.before(step)
+            life.at("step", step + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_fn(state, placed)
+            metrics["in_a_row"].copy_to_host_async()
+            step += 1
+            earlier, before = before, (step, placed, metrics)
+            jax.block_until_ready((earlier or before)[2])  # two steps in flight at most
+            if earlier is None:
+                clock.compiled(step, feed.waited)
+            else:
+                look(*earlier)
+            tracer.after(step, metrics)
+            log.tick(step)
+            last, stopping = step == total, life.stops(step)
+            saves = step % save_every == 0 or last or stopping or due(step)
+            if step % log_every == 0 or saves:
+                look(*before)
+                before = None
+                numbers = {f"train/{k}": float(v) for k, v in metrics.items()}
+                numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
+                log.write(step, numbers)
+                log.progress(step, _line(numbers, clock.eta(step)))
+                reported = _report(problems(), reported)
+                for line in set(at_bounds(state.params) if at_bounds else ()) - warned:
+                    warned.add(line)
+                    log.say(f"warning: step {step}: {line}")
+            if check_every and step % check_every == 0 and (odd := same(state)):
+                raise NumericsError(f"step {step}: {odd}; a device or its memory is faulty; the same command goes on from "
+                                    "the last checkpoint")
+            if stopping and not last:
+                leave(step, state)
+            if saves:
+                save(step, state, wait=last or due(step))
+            if due(step):
+                score(step, state)
+                clock.skip()
+    except _Bad as bad:
+        raise NumericsError(_give_up(bad, state, checkpoints, meta, stop_after, dump, life)) from None
+    finally:
+        life.at("end", step)
+        _report(problems(), reported)
+        feed.close()
+        tracer.close()
     return state
+
+
+class _Bad(Exception):
+    """(step, batch, metrics) of the last of too many skipped steps."""
+
+
+def _skipped(log, step, rows, metrics):
+    """Says which step was not taken, and on what examples."""
+    from jax.experimental import multihost_utils
+    ids = np.asarray(multihost_utils.process_allgather(rows["id"], tiled=True)).tolist()
+    found = {k: float(metrics[k]) for k in ("loss", "grad_norm", "update_norm", "skipped", "in_a_row")}
+    log.skipped(step, found, ids)
+    log.say(f"step {step}: skipped: loss {found['loss']:.4g}, gradient norm {found['grad_norm']:.4g}; "
+            f"{found['in_a_row']:.0f} in a row, {found['skipped']:.0f} in all; "
+            f"examples {', '.join(str(i) for i, _ in ids[:8])}{', ...' if len(ids) > 8 else ''} (skipped.jsonl has all)")
+
+
+def _give_up(bad, state, checkpoints, meta, stop_after, dump, life):
+    """Saves the state, which is that of the last step taken, and the batch; returns what to say."""
+    step, rows, metrics = bad.args
+    now = int(state.step)
+    life.at("save", now)
+    state = state.replace(guard=state.guard._replace(in_a_row=state.guard.in_a_row * 0))
+    newest = max(checkpoints.steps(), default=-1)
+    if newest < step - stop_after:  # else nothing was taken since
+        checkpoints.save(now, state, meta, wait=True)
+        newest = now
+    where = f"python -m simclr_jax.train --replay={dump(state, rows, step)} runs the last of them again" if dump else ""
+    return (f"{stop_after} steps in a row were skipped, to step {step}: loss {float(metrics['loss']):.4g}, gradient norm "
+            f"{float(metrics['grad_norm']):.4g}; checkpoint {newest} holds the last state; {where}; try a lower "
+            "config.optim.lr or a longer config.optim.warmup_epochs, or another config.guard")
 
 
 def _report(lines, reported):
@@ -103,12 +182,6 @@ def _line(n, eta):
     extra = f"  accuracy {n['train/accuracy']:.3f}" if "train/accuracy" in n else ""
     return (f"loss {n['train/loss']:.4f}{extra}  lr {n['train/lr']:.4g}  {n['images_per_s']:.0f} images/s"
             f"  waiting for data {n['data_wait']:.0%}  ETA {eta}")
-
-
-def _not_finite(step, numbers, steps):
-    return (f"step {step}: loss {numbers['train/loss']}, update norm {numbers['train/update_norm']}: not finite, stopped "
-            f"unsaved; last good checkpoint: {steps[-1] if steps else 'none'}; try a lower config.optim.lr or a longer "
-            "config.optim.warmup_epochs")
 
 
 class _Clock:

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax import dist
+from simclr_jax.train import guard
 from simclr_jax.types import TrainState
 
 
@@ -27,4 +28,4 @@ def _first(method, tx, batch, seed):
     rows = {k: jnp.zeros((2, *v.shape[1:]), v.dtype) for k, v in batch.items()}
     # No training step has this number, so no step's key is ever that of the initial parameters.
     params, extra = method.init(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), rows)
-    return TrainState(jnp.int32(0), params, tx.init(params), extra)
+    return TrainState(jnp.int32(0), params, tx.init(params), extra, guard.new())

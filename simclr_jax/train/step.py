@@ -15,11 +15,13 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 
 from simclr_jax import dist
+from simclr_jax.train import guard as guards
 from simclr_jax.types import Ctx, Method, TrainState
 
 
 def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, seed: int,
-              microbatches: int = 1, augment: Callable = lambda batch: batch, shardings=None) -> Callable:
+              microbatches: int = 1, augment: Callable = lambda batch: batch, shardings=None,
+              guard: guards.Rule = guards.Rule()) -> Callable:
     """The jitted step `(state, batch) -> (state, metrics)`.
 
     Args:
@@ -31,13 +33,41 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
       augment: batch -> batch, row by row, applied to each piece when it is forwarded: augmentation on the device. A row
         draws by its id, so both passes of a piece see the same views, and those of a full batch never exist at once.
       shardings: of the state, a tree; kept from step to step. None: replicated.
+      guard: which steps are skipped, see `train.guard`.
 
     The state's buffers are donated. metrics: {name: f32[]}, means over the global batch: "loss", "grad_norm",
-    "update_norm" and the method's own.
+    "update_norm" and the method's own; and "skipped", how many steps were, and "in_a_row", of them the latest ones.
+    """
+    axis = dist.DATA
+    gradients = make_gradients(method, seed=seed, microbatches=microbatches, augment=augment)
+
+    def sharded(state: TrainState, batch):
+        loss, grads, extra, metrics, ctx = gradients(state, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        extra = method.finish(params, extra, ctx)
+        norm = optax.tree.norm(grads)
+        metrics = {"loss": loss, **metrics, "grad_norm": norm, "update_norm": optax.tree.norm(updates)}
+        good, watched = guards.judge(guard, state.guard, loss, norm, metrics["update_norm"], extra)
+        metrics |= {k: getattr(watched, k).astype(jnp.float32) for k in ("skipped", "in_a_row")}
+        taken = TrainState(state.step + 1, guards.take(good, params, state.params),
+                           guards.take(good, opt_state, state.opt_state, counts=True),
+                           guards.take(good, extra, state.extra), watched)
+        return taken, metrics
+
+    mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), axis_names={axis})
+    return jax.jit(mapped, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+
+
+def make_gradients(method: Method, *, seed: int, microbatches: int = 1, augment: Callable = lambda batch: batch
+                   ) -> Callable:
+    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over "data"; arguments as `make_step`.
+
+    All but `ctx` are of the whole batch and replicated: the gradients are summed over devices, once.
     """
     axis = dist.DATA
 
-    def sharded(state: TrainState, batch):
+    def gradients(state: TrainState, batch):
         ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(seed), state.step), axis)
         # Each device differentiates its own copy; gradients then meet in the one psum below.
         params = dist.varying(state.params, axis)
@@ -78,16 +108,9 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
             cotangent = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), cotangent)
             (_, grads), _ = lax.scan(pull_back, (state.extra, grads), (pieces, cotangent))
 
-        grads = dist.psum(grads, axis)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new_params = optax.apply_updates(state.params, updates)
-        extra = method.finish(new_params, extra, ctx)
-        metrics = {"loss": loss, **dist.pmean(metrics, axis),
-                   "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        return TrainState(state.step + 1, new_params, opt_state, extra), metrics
+        return loss, dist.psum(grads, axis), extra, dist.pmean(metrics, axis), ctx
 
-    mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), axis_names={axis})
-    return jax.jit(mapped, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+    return gradients
 
 
 def _split(tree):

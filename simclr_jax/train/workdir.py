@@ -6,7 +6,7 @@ import socket
 import jax
 from etils import epath
 
-from simclr_jax import dist
+from simclr_jax import life
 from simclr_jax.errors import UsageError
 
 
@@ -38,10 +38,10 @@ def open_workdir(workdir):
             token.write_text(word)
         except Exception as e:  # gs:// raises its own kinds
             problem = f"--workdir={workdir} cannot be written ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
-    dist.barrier("workdir written")
+    life.barrier("workdir written")
     if jax.process_count() > 1:
-        seen = dist.gather_text(_read(token) if not problem else "none")
-        hosts = dist.gather_text(socket.gethostname())
+        seen = life.gather(_read(token) if not problem else "none", "workdir seen")
+        hosts = life.gather(socket.gethostname(), "hosts")
         apart = [f"process {i} on {h}" for i, (s, h) in enumerate(zip(seen, hosts)) if s != seen[0]]
         if seen[0] == "none" and not problem:
             problem = f"--workdir={workdir} cannot be written by process 0 on {hosts[0]}"
@@ -50,7 +50,7 @@ def open_workdir(workdir):
                        f"on {hosts[0]} wrote; give a shared file system or a gs:// path")
     elif problem == "":
         token.unlink()
-    dist.barrier("workdir read")
+    life.barrier("workdir read")
     if problem:
         raise UsageError(problem + "; choose another directory")
     if jax.process_count() > 1 and jax.process_index() == 0:

@@ -6,10 +6,10 @@ import pytest
 
 from runs import ROOT, launch, numbers
 from simclr_jax.errors import UsageError
+from simclr_jax.life import Life
 from simclr_jax.evals.__main__ import main as evaluate
 from simclr_jax.train.__main__ import main
 from simclr_jax.train.checkpoint import Checkpoints
-from simclr_jax.train.stop import Stop
 
 # A ViT has no batch statistics, so that micro-batches change nothing; drop path draws by row in both towers.
 SMALL = ["--config.batch=64", "--config.steps=4", "--config.log_every=1", "--config.checkpoint.every=2",
@@ -60,7 +60,7 @@ def test_every_step_logs_the_health_of_the_similarities(run):
 @pytest.mark.slow
 def test_the_tokenizer_is_kept_and_read_again(run, tmp_path, monkeypatch):
     loss, whole = run
-    monkeypatch.setattr(Stop, "reached", lambda self, at: at == 3)
+    monkeypatch.setattr(Life, "stops", lambda self, at: at == 3)
     with pytest.raises(SystemExit):
         train(tmp_path, "--config.devices=1", loss=loss)
     monkeypatch.undo()

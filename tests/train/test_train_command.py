@@ -9,11 +9,12 @@ from PIL import Image
 
 from runs import ROOT, SMALL, numbers, train
 from simclr_jax import build, config as configs
-from simclr_jax.errors import UsageError
-from simclr_jax.command import command
+from simclr_jax.errors import NumericsError, UsageError
+from simclr_jax.life import Life, command
 from simclr_jax.train.__main__ import main
+from simclr_jax.train import load
 from simclr_jax.train.checkpoint import Checkpoints
-from simclr_jax.train.stop import Stop
+from simclr_jax.train.log import read_rows
 
 
 def state_of(workdir):
@@ -25,7 +26,7 @@ def state_of(workdir):
 
 
 def stop_after(monkeypatch, step):
-    monkeypatch.setattr(Stop, "reached", lambda self, at: at == step)
+    monkeypatch.setattr(Life, "stops", lambda self, at: at == step)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +114,18 @@ def test_a_changed_config_is_refused_with_both_values(unbroken, tmp_path, capsys
     assert "changed on resume, as allowed: steps: 6 -> 7" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
-    with pytest.raises(UsageError, match=r"not finite, stopped unsaved; last good checkpoint: none; try a lower"):
-        train(tmp_path, "--config.optim.lr=1e38", "--config.optim.momentum=0.99", "--config.checkpoint.every=100")
-    assert Checkpoints(tmp_path / "checkpoints", writable=False).steps() == []
+def test_steps_that_are_not_finite_are_skipped_and_so_many_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(NumericsError, match=r"3 steps in a row were skipped, to step \d+: .*checkpoint \d+ holds the last "
+                                            r"state; .*--replay=.*try a lower") as stopped:
+        train(tmp_path, "--config.optim.lr=1e38", "--config.optim.momentum=0.99", "--config.checkpoint.every=100",
+              "--config.guard.stop=3", "--config.steps=20")
+    assert stopped.value.code == 71
+    skipped = read_rows(tmp_path / "skipped.jsonl")
+    assert [r["in_a_row"] for r in skipped][-3:] == [1, 2, 3] and all(len(r["ids"]) == 64 for r in skipped)
+    step, leaves = state_of(tmp_path)  # the last state, which is finite
+    assert step in (skipped[-1]["step"], skipped[-1]["step"] + 1)
+    restored = load.read({"backbone": f"{tmp_path}:backbone"})["backbone"]
+    assert all(np.isfinite(x).all() for x in restored.values())
 
 
 WRONG = {
