@@ -34,6 +34,10 @@ class Step(NamedTuple):
         """The step traced with its shapes, `jax.stages.Traced`. What cannot be trained is a UsageError here."""
         return self.call.trace(self.state, self.batch)
 
+    def shapes(self) -> TrainState:
+        """The state as ShapeDtypeStructs that are on no device."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.state)
+
 
 def compiled(traced):
     """`traced` compiled, to be called with what it was traced with.

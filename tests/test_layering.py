@@ -11,7 +11,8 @@ MAY = {
     # Composition, for the commands.
     "embed": {"augment", "build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
     "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
-    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "data", "augment"},
+    "plan": {"build", "config", "data", "dist"},
+    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "train.state", "train.step", "data", "augment"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},
     "methods": {"types", "dist", "losses"},

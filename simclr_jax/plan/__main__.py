@@ -30,17 +30,8 @@ def main(argv: list[str]) -> None:
     print(json.dumps(result) if flags["json"] else report.text(result), flush=True)
 
 
-def run(argv):
-    """`main` with what must stand in the environment before jax is imported."""
-    given = [a.split("=", 1)[1] for a in argv if a.startswith("--topology=")]
-    try:
-        environment.prepare(given[-1] if given else OPTIONS["topology"])
-    except UsageError as e:  # `command` knows jax
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    from simclr_jax.command import command
-    command(main)
-
-
 if __name__ == "__main__":
-    run(sys.argv)
+    given = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--topology=")]
+    environment.prepare_or_exit(given[-1] if given else OPTIONS["topology"])
+    from simclr_jax.command import command  # knows jax
+    command(main)

@@ -31,6 +31,15 @@ def prepare(topology: str) -> None:
             os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
 
 
+def prepare_or_exit(topology: str) -> None:
+    """`prepare`, for commands before they import jax: what it refuses is one line and exit code 2."""
+    try:
+        prepare(topology)
+    except UsageError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
 def split(topology: str) -> tuple[str, int]:
     """(kind, number of chips, or of devices of a CPU or GPU; 0: all there are).
 
