@@ -10,68 +10,45 @@ Forward, loss, backward and optimiser in one program, in two forms of the same t
 
 The least time is the largest of three that no run of the program can be under; none counts waiting:
 
-    products  those of the traced step, at the chip's peak of bf16. One of f32 at "highest" counts as the six of bf16
-              that it is made of; one of f32 at the default precision as one.
-    HBM       operands and results of the instructions as compiled, a fusion as one, tiles filled up.
+    products  those of the traced step, at the chip's peak of bf16 (`simclr_jax/plan/arithmetic.py`, in passes).
+    HBM       operands and results of the instructions as compiled (`simclr_jax/plan/hlo.py`).
     links     what a chip must send or receive, over all its links at once.
 """
-from losses_on_tpu import cells, collectives, pod, traffic  # first, as it sets the environment; isort: skip
+from simclr_jax.plan import environment
 
-import argparse
-import importlib.metadata
-import importlib.util
-import math
-import os
-import pathlib
-import re
-import sys
-import time
-from typing import NamedTuple
+environment.prepare_or_exit("v5e:8x8")  # before jax is imported
 
-import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import NamedSharding, PartitionSpec as P
+import argparse  # noqa: E402
+import importlib.metadata  # noqa: E402
+import os  # noqa: E402
+import pathlib  # noqa: E402
+import time  # noqa: E402
 
-from simclr_jax import build, config as configs, dist
-from simclr_jax.life import command
-from simclr_jax.data.tokenizer import Tokenizer
-from simclr_jax.errors import UsageError
-from simclr_jax.losses.unit import unit
-from simclr_jax.train.state import state_shapes
-from simclr_jax.train.step import make_step
-from simclr_jax.types import Ctx, TrainState
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
+
+from simclr_jax import build, config as configs, dist  # noqa: E402
+from simclr_jax.errors import UsageError  # noqa: E402
+from simclr_jax.life import command  # noqa: E402
+from simclr_jax.losses.unit import unit  # noqa: E402
+from simclr_jax.plan import arithmetic, chips, hlo, stand_in, topology as topologies  # noqa: E402
+from simclr_jax.types import Ctx, TrainState  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
-RECIPES = {"clip_vit_b32": (49408, 77, 49407), "siglip_vit_b16": (32000, 64, 1)}  # tokenizers: vocabulary, length, eot
-
-
-class Chip(NamedTuple):
-    """By Cloud TPU's pages; links, one way, of v4 by Jouppi et al. 2023, arXiv:2304.01433: 6 of 50 GB/s."""
-
-    flops: float  # bf16, a second
-    hbm: int  # bytes
-    hbm_rate: float  # bytes a second
-    ici_rate: float  # bytes a second one way, all links
-
-
-CHIPS = {"TPU v4": Chip(275e12, 32 << 30, 1228e9, 300e9), "TPU v5 lite": Chip(197e12, 16 << 30, 819e9, 200e9),
-         "TPU v5": Chip(459e12, 95 << 30, 2765e9, 600e9)}
+RECIPES = "clip_vit_b32", "siglip_vit_b16"
 
 
 def main(argv):
     flags = _flags(argv[1:])
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError("libtpu, which holds the TPU compiler, is not installed; pip install -e '.[tpu]'")
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu"))
-    meshes = {topology: pod(topology) for topology in flags.topology}
-    for topology, mesh in meshes.items():
-        if mesh.devices.flat[0].device_kind not in CHIPS:
-            raise UsageError(f"--topology={topology}: wanted a v4, v5e or v5p, whose speeds are known")
+    meshes = {t: dist.make_mesh({dist.DATA: -1}, topologies.devices(t)) for t in flags.topology}
+    for mesh in meshes.values():
         if odd := [n for n in flags.microbatches if flags.batch % (mesh.size * n)]:
             raise UsageError(f"--batch={flags.batch} does not divide over {mesh.size} chips x {odd[0]} micro-batches")
     for topology, mesh in meshes.items():
-        chip = CHIPS[mesh.devices.flat[0].device_kind]
+        chip = chips.of_device(mesh.devices.flat[0].device_kind)
         print(f"\n{topology}, {mesh.size} chips of {chip.hbm >> 30} GiB, {flags.batch:,} pairs; {versions}\n")
         print("| recipe | form | memory a chip, GiB | of the loss alone, MiB | collectives (MiB) | in a loop (MiB) | "
               "TFLOP a chip (loss, in passes) | least ms: products, HBM, links | compiled in, s |")
@@ -111,7 +88,7 @@ def _line(recipe, form, pieces, mesh, chip, batch, flags):
     what = [recipe, ", ".join(filter(None, (form, *how)))]
     alone, refused = _compile(loss)
     own = f"{alone.memory_analysis().temp_size_in_bytes / 2 ** 20:.0f}" if alone else refused
-    flops, of_loss = (_products(x.jaxpr.jaxpr) / mesh.size for x in (step, loss))
+    flops, of_loss = (arithmetic.products(x.jaxpr.jaxpr, mesh.size, "tpu").passes for x in (step, loss))
     start = time.perf_counter()
     compiled, refused = _compile(step)
     took = f"{time.perf_counter() - start:.0f}"
@@ -127,42 +104,39 @@ def _line(recipe, form, pieces, mesh, chip, batch, flags):
         pathlib.Path(flags.keep, f"{name}.hlo").write_text(text)
     kept, temporary = m.argument_size_in_bytes, m.temp_size_in_bytes
     total = kept + temporary + m.output_size_in_bytes - m.alias_size_in_bytes
-    found = collectives(text)
-    least = flops / chip.flops, traffic(text) / chip.hbm_rate, _sent(found, mesh.size) / chip.ici_rate
+    found = hlo.collectives(text)
+    least = flops / chip.flops, hlo.traffic(text) / chip.hbm_rate, hlo.sent(found) / chip.link_rate
     memory = f"{total / 2 ** 30:.2f} ({kept / 2 ** 30:.2f} kept, {temporary / 2 ** 30:.2f} temporary)"
     least = ", ".join(f"{1e3 * t:.0f}" for t in least)
-    print("|", " | ".join([*what, memory, own, *cells(found), work, least, took]), "|", flush=True)
+    print("|", " | ".join([*what, memory, own, *hlo.cells(found), work, least, took]), "|", flush=True)
     return True
 
 
 def _compile(traced):
     """(the program, "") or, where it asks for more memory than there is, (None, the compiler's words in short)."""
     try:
-        return traced.lower().compile(), ""
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        asked = re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)|$", str(e))
-        return None, f"does not fit: {' of '.join(asked.groups()) if asked[0] else str(e).splitlines()[0][:120]}"
+        return build.compiled(traced), ""
+    except build.DoesNotFit as e:
+        return None, str(e).split("memory: ")[1].split(";")[0].replace("it asks for", "does not fit:")
 
 
 def _programs(recipe, form, pieces, mesh, batch, flags):
     """(the step, the loss alone with its gradient), both traced."""
     fields = [f"nets.{role}.{k}=true" for role in ("image", "text") for k in ("remat", "scan") if getattr(flags, k)]
-    fields = [f"--config.{field}" for field in (f"batch={batch}", *fields, *flags.set)]
+    fields = [f"--config.{field}" for field in (f"batch={batch}", f"microbatches={pieces}", *fields, *flags.set)]
     config, _ = configs.parse(["steps_on_tpu", f"--config={ROOT}/configs/{recipe}.py", *fields])
-    tokenizer = Tokenizer(None, *RECIPES[recipe], 0, "", 0)
+    tokenizer, recipe = stand_in.tokenizer(config), build.recipe(config)
+    source, _ = stand_in.source(config, 400_000_000)
     method = build.method(config, axis=dist.DATA if form == "tiles" else None, tokenizer=tokenizer)
-    tx = build.optimiser(config, 400_000_000).tx
-    rows = build.rows(config, 1, config.augment.eval[0][1]["size"], tokenizer)
-    state = state_shapes(method, tx, rows, seed=0)
+    tx = build.optimiser(config, source.size).tx
+    made = build.step(config, mesh, method, tx, recipe, source, tokenizer)
     every, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(dist.DATA))
     put = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-    state, rows = put(state, every), put(rows, split)
+    state, rows = made.state, made.batch
     outputs = jax.eval_shape(lambda s, r: method.forward(s.params, s.extra, r, _alone(s))[0], state, rows)
     learned = {k: v for k, v in state.params.items() if k.startswith("logit_")}
     if form == "tiles":
-        step = make_step(method, tx, mesh, seed=0, microbatches=pieces)
+        step = made.call
         mean = lambda p, z: dist.pmean(method.criterion(p, {}, z, Ctx(None, None, dist.DATA))[0], dist.DATA)
         loss = jax.shard_map(jax.value_and_grad(mean, argnums=(0, 1)), mesh=mesh, in_specs=(P(), P(dist.DATA)),
                              out_specs=(P(), (P(), P(dist.DATA))))
@@ -202,50 +176,6 @@ def _siglip(learned, z):
 
 
 MATRIX = {"clip": _clip, "siglip": _siglip}
-
-
-def _products(jaxpr):
-    """FLOP of all matrix products and convolutions, of all devices together, each as many times as it has passes."""
-    total = 0
-    for e in jaxpr.eqns:
-        name, inner = e.primitive.name, 1
-        if name == "dot_general":
-            (over, _), _ = e.params["dimension_numbers"]
-            total += 2 * e.outvars[0].aval.size * math.prod(e.invars[0].aval.shape[i] for i in over) * _passes(e)
-        elif name == "conv_general_dilated":
-            kernel, out = e.invars[1].aval, e.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * e.outvars[0].aval.size * kernel.size // kernel.shape[out] * _passes(e)
-        elif name == "scan":
-            inner = e.params["length"]
-        elif name == "shard_map":
-            inner = e.params["mesh"].size
-        elif name == "cond":  # one branch runs, as that of a platform
-            total += max(_products(branch.jaxpr) for branch in e.params["branches"])
-            continue
-        for x in (x for v in e.params.values() for x in (v if isinstance(v, (tuple, list)) else (v,))):
-            below = getattr(x, "jaxpr", x)
-            found = _products(below) if hasattr(below, "eqns") else 0
-            if found and name == "while":
-                raise AssertionError("products in a loop of unknown length")
-            total += inner * found
-    return total
-
-
-def _passes(e):
-    """Of bf16, that a product of this precision takes: jax.lax.Precision."""
-    if e.invars[0].aval.dtype == jnp.bfloat16:
-        return 1
-    asked = e.params["precision"]
-    asked = asked[0] if isinstance(asked, tuple) else asked
-    return {"None": 1, "DEFAULT": 1, "BF16_BF16_F32": 1, "HIGH": 3, "HIGHEST": 6}[getattr(asked, "name", str(asked))]
-
-
-def _sent(found, chips):
-    """Bytes that a chip sends, or receives where that is more, in the collectives of `collectives`."""
-    share = (chips - 1) / chips
-    factor = {"all-reduce": 2 * share, "all-gather": share, "reduce-scatter": chips - 1, "all-to-all": share, "coll": 1}
-    return sum(times * size * next(factor[k] for k in factor if kind.removeprefix("async ").startswith(k))
-               for (times, kind), (_, size) in found.items())
 
 
 if __name__ == "__main__":

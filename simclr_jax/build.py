@@ -2,15 +2,58 @@
 import functools
 import json
 import os
+import re
+from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from simclr_jax import augment, data, dist, names
 from simclr_jax.data import captions, memory
 from simclr_jax.errors import UsageError
-from simclr_jax.train import optim
-from simclr_jax.types import Method
+from simclr_jax.train import guard, optim
+from simclr_jax.train.state import state_shapes
+from simclr_jax.train.step import make_step
+from simclr_jax.types import Method, TrainState
+
+
+class DoesNotFit(UsageError):
+    """A step that asks for more memory than a device has."""
+
+
+class Step(NamedTuple):
+    """The step of a run and all that it is compiled from, so that a plan compiles what a run will."""
+
+    call: Callable  # (state, batch) -> (state, metrics), jitted
+    state: TrainState  # ShapeDtypeStructs with shardings
+    batch: dict[str, Any]  # likewise: the global batch as the feed hands it over
+    rows: dict[str, Any]  # the global batch as the method sees it, augmented
+
+    def trace(self):
+        """The step traced with its shapes, `jax.stages.Traced`. What cannot be trained is a UsageError here."""
+        return self.call.trace(self.state, self.batch)
+
+    def shapes(self) -> TrainState:
+        """The state as ShapeDtypeStructs that are on no device."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.state)
+
+
+def compiled(traced):
+    """`traced` compiled, to be called with what it was traced with.
+
+    Raises:
+      DoesNotFit: the compiler says so.
+    """
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        asked = re.search(r"\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)|$", str(e))
+        how = f"it asks for {asked[1]} of {asked[2]}" if asked[0] else " ".join(str(e).split())[:160]
+        raise DoesNotFit(f"the step does not fit into a device's memory: {how}; take more config.microbatches, a smaller "
+                         "config.batch or more devices: python -m simclr_jax.plan --search finds what fits") from None
 
 
 def method(config, *, axis: str | None, tokenizer=None) -> Method:
@@ -51,6 +94,41 @@ def rows(config, recipe: augment.Recipe, tokenizer=None) -> dict:
     if tokenizer is not None:
         made["text"] = (tokenizer.length,), np.int32
     return {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+
+
+def delivered(config, recipe: augment.Recipe, source, tokenizer=None) -> dict:
+    """The global batch of a run as `feed` hands it over, as ShapeDtypeStructs.
+
+    Args:
+      source: as `data.as_read` gives it; only its `shape` and `sizes` are looked at.
+    """
+    made = rows(config, recipe, tokenizer)
+    if config.augment.where != "device":
+        return made
+    of = lambda shape, dtype: jax.ShapeDtypeStruct((config.batch, *shape), dtype)
+    if source.shape is None:  # cropped on the host
+        return made | {key: of(shape, np.uint8) for key, shape in recipe.shapes().items()}
+    made = {key: x for key, x in made.items() if key not in recipe.shapes()}
+    made["image"] = of((*source.shape, 3), np.uint8)
+    return made if source.sizes is None else made | {"size": of((2,), np.int32)}
+
+
+def step(config, mesh, method: Method, tx, recipe: augment.Recipe, source, tokenizer=None, shardings=None) -> Step:
+    """The step of the config on a mesh, whose devices need not be there.
+
+    Args:
+      source: as in `delivered`; shardings: of the state, a tree; None: replicated.
+    """
+    seen, given = rows(config, recipe, tokenizer), delivered(config, recipe, source, tokenizer)
+    inside = dict(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else {}
+    call = make_step(method, tx, mesh, seed=config.seed, microbatches=config.microbatches, shardings=shardings,
+                     guard=guard.Rule(**config.guard), **inside)
+    shapes = state_shapes(method, tx, seen, seed=config.seed)
+    if shardings is None:
+        shardings = jax.tree.map(lambda x: dist.replicated(mesh), shapes)
+    split = NamedSharding(mesh, P(dist.DATA))
+    placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return Step(call, jax.tree.map(placed, shapes, shardings), {k: placed(x, split) for k, x in given.items()}, seen)
 
 
 def feed(config, source, recipe: augment.Recipe, *, batch: int = 0, start_step: int = 0, process=(0, 1), tokenizer=None,
@@ -119,14 +197,14 @@ def start_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def mesh(config):
-    """The mesh of the run: all devices, or `config.devices` of them.
+def mesh(config, devices=None):
+    """The mesh of the run: all devices, or `config.devices` of them; or the `devices` given, which need not be there.
 
     Raises:
       UsageError: more devices than there are, or a batch that they do not divide.
     """
-    devices = jax.devices()
-    if config.devices and jax.process_count() == 1:
+    given, devices = devices is not None, jax.devices() if devices is None else devices
+    if config.devices and jax.process_count() == 1 and not given:
         if config.devices > len(devices):
             raise UsageError(f"config.devices={config.devices}, but there are {len(devices)}; set it to 0 or at most that")
         devices = devices[:config.devices]

@@ -105,7 +105,51 @@ def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
         raise UsageError(f"config.mesh={dict(shape)} does not fit {len(devices)} devices: wanted sizes that multiply to "
                          f"{len(devices)}, with a 'data' axis (-1 takes what is left)")
     # Auto: make_mesh's default, Explicit, refuses unsharded arguments of a shard_map.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    types = (AxisType.Auto,) * len(sizes)
+    ring = in_a_ring(devices) if sizes[DATA] == len(devices) else None
+    if ring is not None:
+        return Mesh(np.array(ring).reshape(tuple(sizes.values())), tuple(sizes), axis_types=types)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+
+
+def in_a_ring(devices) -> list | None:
+    """A TPU's devices ordered so that each is the neighbour of the next, and the last of the first; None for others.
+
+    `jax.make_mesh` orders them by rows, so that what passes from device to device crosses the whole pod at each row's
+    end. On a grid with an even side a ring without such leaps is to go to and fro over all columns but the first, and
+    back along that.
+    """
+    if not all(hasattr(d, "coords") and d.platform == "tpu" for d in devices):
+        return None
+    chips = {}
+    for d in sorted(devices, key=lambda d: d.core_on_chip):
+        chips.setdefault(tuple(d.coords), []).append(d)
+    low, high = ([f(axis) for axis in zip(*chips)] for f in (min, max))
+    sides = [b - a + 1 for a, b in zip(low, high)]
+    if math.prod(sides) != len(chips) or len({len(cores) for cores in chips.values()}) > 1:
+        return None  # parts of a pod, or of several
+    places = _ring(sides)
+    return [d for place in places for d in chips[tuple(a + i for a, i in zip(low, place))]]
+
+
+def _ring(sides):
+    """All places of a grid, neighbours side by side; the first and the last too, if two sides are above 1 and one is even.
+
+    >>> _ring([2, 3])
+    [(0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0)]
+    """
+    def to_and_fro(sides):
+        if not sides:
+            return [()]
+        rest = to_and_fro(sides[1:])
+        return [(i, *place) for i in range(sides[0]) for place in (rest if i % 2 == 0 else rest[::-1])]
+    even = next((k for k, side in enumerate(sides) if side % 2 == 0), None)
+    across = to_and_fro(sides[:even] + sides[even + 1:]) if even is not None else []
+    if len(across) < 2:
+        return to_and_fro(sides)
+    out = [(i, p) for i in range(sides[even]) for p in (across[1:] if i % 2 == 0 else across[:0:-1])]
+    out = [(0, across[0]), *out, *((i, across[0]) for i in range(sides[even] - 1, 0, -1))]
+    return [(*p[:even], i, *p[even:]) for i, p in out]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -69,8 +69,7 @@ def batches(source: Source, recipe, *, batch: int, seed: int, start_step: int = 
     piece = piece or rows
     if piece < 1 or rows % piece:
         raise UsageError(f"piece={piece} does not divide the {rows} rows of a batch; choose a divisor")
-    if not source.shards or process[1] == 1:  # else the other processes' shards would be read too
-        source = in_memory(source)
+    source = as_read(source, process)
 
     def ids():
         for step in itertools.count(start_step):
@@ -280,6 +279,12 @@ def _unsqueezed(image, size):
     scale = min(1.0, (image.shape[0] * image.shape[1] / (height * width)) ** 0.5)
     target = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
+
+
+def as_read(source: Source, process: tuple[int, int] = (0, 1)) -> Source:
+    """The source as `batches` reads it: from memory, if that is how its examples are best kept."""
+    # With shards and several processes those of the others would be read too.
+    return source if source.shards and process[1] > 1 else in_memory(source)
 
 
 def check(source: Source, *, batch: int, process: tuple[int, int] = (0, 1), tokenizer=None) -> None:

@@ -11,11 +11,10 @@ from simclr_jax import __version__, augment, build, config as configs, data, dis
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
-from simclr_jax.train import cache, dump, guard, load, log as logs, optim, workdir as workdirs
+from simclr_jax.train import cache, dump, load, log as logs, optim, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
-from simclr_jax.train.state import init_state, state_shapes
-from simclr_jax.train.step import make_step
+from simclr_jax.train.state import init_state
 
 
 def main(argv: list[str]) -> None:
@@ -48,15 +47,11 @@ def _run(config, flags, workdir, alive):
         method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
-        rows = build.rows(config, recipe, tokenizer)
-        make = functools.partial(make_step, method, optimiser.tx, mesh, seed=config.seed,
-                                 microbatches=config.microbatches, guard=guard.Rule(**config.guard))
-        shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
-        jax.eval_shape(make(), shapes, rows)
-        step_fn = make(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else make()
+        made = build.step(config, mesh, method, optimiser.tx, recipe, data.as_read(source, process), tokenizer)
+        traced, rows = made.trace(), made.rows
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
         loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
-        load.place(shapes, loaded)
+        load.place(made.shapes(), loaded)
         evaluate = watch.make(config, method, process, tokenizer) if config.evals.every else None
         logs.check(config)
     except UsageError as e:
@@ -95,8 +90,10 @@ def _run(config, flags, workdir, alive):
             first = build.feed(config, source, recipe, batch=min(8, source.size), where="host")
             embed.picture(workdir, "views.png", pictures.views, next(first)["views"])
             first.close()
-        batches = build.feed(config, source, recipe, start_step=start, process=process, tokenizer=tokenizer
-                             ) if start < total else iter(())
+        step_fn, batches = None, iter(())
+        if start < total:
+            step_fn = build.compiled(traced)
+            batches = build.feed(config, source, recipe, start_step=start, process=process, tokenizer=tokenizer)
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
