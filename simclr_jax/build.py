@@ -17,10 +17,15 @@ def method(config, *, axis: str | None, tokenizer=None) -> Method:
     """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
 
     A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+
+    Raises:
+      UsageError: also if config.remat is to reach blocks and no net has any.
     """
-    given = {"axis": axis}
+    given = {"axis": axis, "remat": config.remat}
     if tokenizer is not None:
         given |= {"vocab": tokenizer.vocab, "length": tokenizer.length, "eot": tokenizer.eot}
+    if config.remat and not any("remat" in names.parameters(names.factory("nets", spec.name)) for spec in config.nets.values()):
+        raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     nets = {role: names.make("nets", spec, **given) for role, spec in config.nets.items()}
     return names.make("methods", config.method, nets)
 
@@ -101,14 +106,16 @@ def optimiser(config, examples: int) -> optim.Optimiser:
 def cpu_devices(config, processes: int = 1, local: bool = False) -> int:
     """How many devices to simulate on a CPU: XLA runs a convolution on one thread a device, so several are quicker.
 
-    The largest divisor of this process's rows of a micro-batch that is not above its share of the cores.
+    The largest divisor of this process's rows of a micro-batch that is not above its share of the cores, a `model` axis
+    taking so many devices for each.
     """
     if config.devices:
         return config.devices
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // processes) if local else cores
+    cores = max(1, cores // config.mesh.model)
     rows = config.batch // config.microbatches // processes
-    return max(n for n in range(1, cores + 1) if rows % n == 0) if rows else 1
+    return config.mesh.model * max(n for n in range(1, cores + 1) if rows % n == 0) if rows else 1
 
 
 def start_devices(count: int) -> None:
@@ -128,7 +135,8 @@ def mesh(config):
         if config.devices > len(devices):
             raise UsageError(f"config.devices={config.devices}, but there are {len(devices)}; set it to 0 or at most that")
         devices = devices[:config.devices]
-    made = dist.make_mesh(dict(config.mesh), devices)
+    sizes = {axis: n for axis, n in config.mesh.items() if axis == dist.DATA or n != 1}
+    made = dist.make_mesh(sizes, devices)
     shards = made.shape[dist.DATA] * config.microbatches
     if config.batch % shards:
         below = config.batch // shards * shards

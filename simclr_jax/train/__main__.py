@@ -8,7 +8,7 @@ from simclr_jax import __version__, augment, build, config as configs, data, dis
 from simclr_jax.command import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
-from simclr_jax.train import load, log as logs, optim, workdir as workdirs
+from simclr_jax.train import load, log as logs, optim, placement, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
 from simclr_jax.train.state import init_state, state_shapes
@@ -28,18 +28,20 @@ def main(argv: list[str]) -> None:
     problem = ""
     try:
         mesh = build.mesh(config)
+        share = dist.share(mesh)
         source = build.source(config)
-        data.check(source, batch=config.batch, process=process)
+        data.check(source, batch=config.batch, process=share)
         recipe = build.recipe(config)
         augment.build_eval(config.augment.eval)
         tokenizer = build.tokenizer(config, source, workdir)
-        method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+        method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
         rows = build.rows(config, recipe, tokenizer)
-        make = functools.partial(make_step, method, optimiser.tx, mesh, seed=config.seed,
-                                 microbatches=config.microbatches)
         shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
+        shardings = placement.of(shapes, mesh)
+        make = functools.partial(make_step, method, optimiser.tx, mesh, seed=config.seed,
+                                 microbatches=config.microbatches, shardings=shardings)
         jax.eval_shape(make(), shapes, rows)
         step_fn = make(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else make()
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
@@ -64,11 +66,12 @@ def main(argv: list[str]) -> None:
     if lead:
         _greet(config, mesh, source, tokenizer, total, workdir)
 
-    state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
+    state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed, shardings=shardings)
     state = load.place(state, loaded)
     excluded = optimiser.report(state.params)
     if lead:
-        print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n", flush=True)
+        print(f"parameters: {build.count(state.params):,}; state: {placement.bytes_here(state) / 2**20:,.1f} MiB a device",
+              *excluded, sep="\n", flush=True)
     restored = checkpoints.restore(state)
     if restored:
         step, state, _ = restored
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> None:
             first = build.feed(config, source, recipe, batch=min(8, source.size), where="host")
             embed.picture(workdir, "views.png", pictures.views, next(first)["views"])
             first.close()
-        batches = build.feed(config, source, recipe, start_step=start, process=process, tokenizer=tokenizer
+        batches = build.feed(config, source, recipe, start_step=start, process=share, tokenizer=tokenizer
                              ) if start < total else iter(())
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,

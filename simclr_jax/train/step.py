@@ -24,7 +24,8 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
 
     Args:
       method: what to train; tx: the optimiser over `state.params`.
-      mesh: its "data" axis carries the rows; any other axis is left to the compiler, following `state`'s shardings.
+      mesh: its "data" axis carries the rows; any other axis is left to the compiler, following `state`'s shardings. The
+        method's nets are made for `dist.rows_axis(mesh)`.
       seed: of the run's random key, which is folded with the step and with nothing else.
       microbatches: pieces each device's rows are forwarded in. The gradient is exact, except that batch statistics are
         those of a piece (all devices' rows of it).
@@ -35,7 +36,7 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
     The state's buffers are donated. metrics: {name: f32[]}, means over the global batch: "loss", "grad_norm",
     "update_norm" and the method's own.
     """
-    axis = dist.DATA
+    axis = dist.rows_axis(mesh)
 
     def sharded(state: TrainState, batch):
         ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(seed), state.step), axis)
@@ -86,7 +87,8 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
                    "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         return TrainState(state.step + 1, new_params, opt_state, extra), metrics
 
-    mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), axis_names={axis})
+    mapped = sharded if axis is None else jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(),
+                                                        axis_names={axis})
     return jax.jit(mapped, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
