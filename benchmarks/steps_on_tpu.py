@@ -122,7 +122,7 @@ def _compile(traced):
 
 def _programs(recipe, form, pieces, mesh, batch, flags):
     """(the step, the loss alone with its gradient), both traced."""
-    fields = [f"nets.{role}.{k}=true" for role in ("image", "text") for k in ("remat", "scan") if getattr(flags, k)]
+    fields = [f"nets.{role}.scan=true" for role in ("image", "text") if flags.scan] + ["remat=true"] * flags.remat
     fields = [f"--config.{field}" for field in (f"batch={batch}", f"microbatches={pieces}", *fields, *flags.set)]
     config, _ = configs.parse(["steps_on_tpu", f"--config={ROOT}/configs/{recipe}.py", *fields])
     tokenizer, recipe = stand_in.tokenizer(config), build.recipe(config)

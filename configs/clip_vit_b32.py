@@ -23,9 +23,9 @@ from simclr_jax.config import base, variant
 def get_config(arg=""):
     v = variant(arg, batch=32768, res=224, epochs=32.0, lr=5e-4, patch=32, gelu="quick", dtype="bfloat16", remat=False)
     config = base()
-    config.batch, config.epochs = v.batch, v.epochs
+    config.batch, config.epochs, config.remat = v.batch, v.epochs, v.remat
     config.method = dict(name="clip", temperature=0.07)
-    both = dict(gelu=v.gelu, eps=1e-5, out=512, init="clip", dtype=v.dtype, remat=v.remat)
+    both = dict(gelu=v.gelu, eps=1e-5, out=512, init="clip", dtype=v.dtype)
     config.nets = dict(
         image=dict(name="vit", size="B", patch=v.patch, image=v.res, pool="cls", pre_norm=True,
                    patch_bias=False, **both),

@@ -24,9 +24,9 @@ def get_config(arg=""):
     v = variant(arg, batch=32768, res=224, seen=3e9, lr=1e-3, size="B", length=64, dtype="bfloat16", remat=False, scan=False)
     width, depth, heads = {"B": (768, 12, 12), "L": (1024, 24, 16), "So400m": (1152, 27, 16)}[v.size]
     config = base()
-    config.batch, config.steps = v.batch, int(v.seen // v.batch)
+    config.batch, config.steps, config.remat = v.batch, int(v.seen // v.batch), v.remat
     config.method = dict(name="siglip", scale=10.0, bias=-10.0)
-    both = dict(gelu="tanh", eps=1e-6, dtype=v.dtype, remat=v.remat, scan=v.scan)
+    both = dict(gelu="tanh", eps=1e-6, dtype=v.dtype, scan=v.scan)
     config.nets = dict(
         image=dict(name="vit", size=v.size, patch=16, image=v.res, pool="map", class_token=False, **both),
         text=dict(name="text", width=width, depth=depth, heads=heads, causal=False, pool="last", out=width, out_bias=True,

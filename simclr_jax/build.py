@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from simclr_jax import augment, data, dist, names
 from simclr_jax.data import captions, memory
 from simclr_jax.errors import UsageError
-from simclr_jax.train import guard, optim
+from simclr_jax.train import guard, optim, placement
 from simclr_jax.train.state import state_shapes
 from simclr_jax.train.step import make_step
 from simclr_jax.types import Method, TrainState
@@ -33,6 +33,11 @@ class Step(NamedTuple):
     def trace(self):
         """The step traced with its shapes, `jax.stages.Traced`. What cannot be trained is a UsageError here."""
         return self.call.trace(self.state, self.batch)
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.state)
 
     def shapes(self) -> TrainState:
         """The state as ShapeDtypeStructs that are on no device."""
@@ -60,8 +65,14 @@ def method(config, *, axis: str | None, tokenizer=None) -> Method:
     """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
 
     A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+
+    Raises:
+      UsageError: also if config.remat is to reach blocks and no net has any.
     """
-    nets = {role: names.make("nets", spec, axis=axis, **given(tokenizer)) for role, spec in config.nets.items()}
+    if config.remat and not any("remat" in names.parameters(names.factory("nets", spec.name)) for spec in config.nets.values()):
+        raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
+    told = {"axis": axis, "remat": config.remat, **given(tokenizer)}
+    nets = {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}
     return names.make("methods", config.method, nets)
 
 
@@ -113,19 +124,18 @@ def delivered(config, recipe: augment.Recipe, source, tokenizer=None) -> dict:
     return made if source.sizes is None else made | {"size": of((2,), np.int32)}
 
 
-def step(config, mesh, method: Method, tx, recipe: augment.Recipe, source, tokenizer=None, shardings=None) -> Step:
+def step(config, mesh, method: Method, tx, recipe: augment.Recipe, source, tokenizer=None) -> Step:
     """The step of the config on a mesh, whose devices need not be there.
 
     Args:
-      source: as in `delivered`; shardings: of the state, a tree; None: replicated.
+      source: as in `delivered`.
     """
     seen, given = rows(config, recipe, tokenizer), delivered(config, recipe, source, tokenizer)
     inside = dict(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else {}
+    shapes = state_shapes(method, tx, seen, seed=config.seed)
+    shardings = placement.of(shapes, mesh)
     call = make_step(method, tx, mesh, seed=config.seed, microbatches=config.microbatches, shardings=shardings,
                      guard=guard.Rule(**config.guard), **inside)
-    shapes = state_shapes(method, tx, seen, seed=config.seed)
-    if shardings is None:
-        shardings = jax.tree.map(lambda x: dist.replicated(mesh), shapes)
     split = NamedSharding(mesh, P(dist.DATA))
     placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     return Step(call, jax.tree.map(placed, shapes, shardings), {k: placed(x, split) for k, x in given.items()}, seen)
@@ -181,14 +191,16 @@ def optimiser(config, examples: int) -> optim.Optimiser:
 def cpu_devices(config, processes: int = 1, local: bool = False) -> int:
     """How many devices to simulate on a CPU: XLA runs a convolution on one thread a device, so several are quicker.
 
-    The largest divisor of this process's rows of a micro-batch that is not above its share of the cores.
+    The largest divisor of this process's rows of a micro-batch that is not above its share of the cores, a `model` axis
+    taking so many devices for each.
     """
     if config.devices:
         return config.devices
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // processes) if local else cores
+    cores = max(1, cores // config.mesh.model)
     rows = config.batch // config.microbatches // processes
-    return max(n for n in range(1, cores + 1) if rows % n == 0) if rows else 1
+    return config.mesh.model * max(n for n in range(1, cores + 1) if rows % n == 0) if rows else 1
 
 
 def start_devices(count: int) -> None:
@@ -208,7 +220,8 @@ def mesh(config, devices=None):
         if config.devices > len(devices):
             raise UsageError(f"config.devices={config.devices}, but there are {len(devices)}; set it to 0 or at most that")
         devices = devices[:config.devices]
-    made = dist.make_mesh(dict(config.mesh), devices)
+    sizes = {axis: n for axis, n in config.mesh.items() if axis == dist.DATA or n != 1}
+    made = dist.make_mesh(sizes, devices)
     shards = made.shape[dist.DATA] * config.microbatches
     if config.batch % shards:
         below = config.batch // shards * shards

@@ -19,7 +19,7 @@ from simclr_jax.names import near
 
 # Fields that may differ when a run is resumed: they do not change what is computed, only where and how it is watched.
 FREE = ("augment.workers", "checkpoint", "compile_cache", "devices", "evals", "guard.stop", "life", "log_every", "mesh", "pictures",
-        "profile", "wandb")
+        "profile", "remat", "wandb")
 
 
 def base() -> ConfigDict:
@@ -32,6 +32,7 @@ def base() -> ConfigDict:
         seed=0,  # of the initial parameters, the order of examples and every random draw
         batch=256,  # global: examples a step, over all devices and processes
         microbatches=1,  # pieces a batch is forwarded in; exact but for batch statistics
+        remat=False,  # make each block's activations again in the backward pass: less memory, about a third more work
         epochs=100.0,  # length of the run; or
         steps=0,  # in steps, if not 0
         method=dict(name="simclr"),  # simclr_jax/methods/<name>.py and its arguments
@@ -44,7 +45,8 @@ def base() -> ConfigDict:
         augment=dict(views=(), eval=(), where="host", workers=0),
         optim=dict(),  # arguments of simclr_jax/train/optim.py:make
         devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README
-        mesh=dict(data=-1),  # mesh axes and sizes; -1 takes what is left
+        # devices by axis, -1: what is left. data: over which rows are spread; model: over which big parameters are.
+        mesh=dict(data=-1, model=1),
         log_every=50,  # steps between log lines
         checkpoint=dict(every=1000, keep=2, keep_every=0),  # in steps; keep: newest ones; keep_every: kept for good
         # A step is skipped if it is not finite or its gradient is `spike` times as long as usual (0: only if not finite);
@@ -208,12 +210,12 @@ def fill(config: ConfigDict) -> ConfigDict:
 
     config.method = filled("method", config.method, "methods")
     for role in config.nets:
-        config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis", "vocab", "length", "eot"))
+        config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis", "vocab", "length", "eot", "remat"))
     config.data = filled("data", config.data, "data.sources")
     if config.text:
         config.text = filled("text", config.text, "data.tokenizers", ("captions", "file"))
     config.optim = filled("optim", config.optim, None)
-    for section in ("augment", "checkpoint", "evals", "guard", "life", "profile"):
+    for section in ("augment", "checkpoint", "evals", "guard", "life", "mesh", "profile"):
         if not isinstance(config[section], ConfigDict):
             raise UsageError(f"config.{section}={config[section]!r}, wanted a dict")
         unknown = sorted(set(config[section]) - set(base()[section]))
@@ -231,9 +233,10 @@ def fill(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """Refuses values that no run can have, before anything is built."""
-    for field, least in (("batch", 2), ("microbatches", 1), ("log_every", 1), ("devices", 0), ("steps", 0), ("seed", 0)):
-        if config[field] < least:
-            raise UsageError(f"config.{field}={config[field]}, wanted at least {least}")
+    for field, least in (("batch", 2), ("microbatches", 1), ("log_every", 1), ("mesh.model", 1), ("devices", 0), ("steps", 0), ("seed", 0)):
+        value = config.mesh.model if field == "mesh.model" else config[field]
+        if value < least:
+            raise UsageError(f"config.{field}={value}, wanted at least {least}")
     if config.steps == 0 and not 0 < config.epochs < float("inf"):
         raise UsageError(f"config.steps=0 and config.epochs={config.epochs}: set one of them above 0")
     if config.batch % config.microbatches:

@@ -19,7 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from simclr_jax.errors import UsageError
 
-DATA = "data"
+DATA = "data"  # the mesh axis that rows are spread over
+MODEL = "model"  # and that over which parameters are, if any
 
 
 # Collectives.
@@ -152,14 +153,41 @@ def _ring(sides):
     return [(*p[:even], i, *p[even:]) for i, p in out]
 
 
+def rows_axis(mesh: Mesh) -> str | None:
+    """The axis that a step over `mesh` sums over: "data", or None where rows are in one place and other axes are not.
+
+    With a manual axis of one device beside axes of its own, XLA's partitioner fails on every reduction.
+    """
+    return None if mesh.shape[DATA] == 1 and mesh.size > 1 else DATA
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch this process feeds, as (index, of how many).
+
+    Processes whose devices lie side by side along another axis hold the same rows.
+
+    Raises:
+      UsageError: some processes have part of their rows in common.
+    """
+    along = mesh.axis_names.index(DATA)
+    groups: dict[int, set[int]] = {}
+    for at, device in np.ndenumerate(mesh.devices):
+        groups.setdefault(device.process_index, set()).add(at[along])
+    parts = sorted({tuple(sorted(rows)) for rows in groups.values()})
+    if sum(map(len, parts)) != mesh.shape[DATA] or len({len(part) for part in parts}) > 1:
+        raise UsageError(f"config.mesh={dict(mesh.shape)} does not fit {len(groups)} processes: each wants rows of its own or "
+                         "those of another as a whole; make `model` divide, or be a multiple of, the devices of a process")
+    return parts.index(tuple(sorted(groups[jax.process_index()]))), len(parts)
 
 
 def place_batch(batch: dict, mesh: Mesh) -> dict:
     """This process's rows of a batch (numpy, leading axis) as global arrays sharded over the data axis."""
     sharding = NamedSharding(mesh, P(DATA))
-    n = jax.process_count()
+    n = share(mesh)[1]
 
     def put(x):
         x = np.asarray(x)

@@ -32,7 +32,7 @@ def main(folder: str) -> None:
         if jax.process_count() == 1 and config.devices > jax.device_count():
             config.devices = 0
     mesh = build.mesh(config)
-    method = build.method(config, axis=dist.DATA, tokenizer=types.SimpleNamespace(**given) if given else None)
+    method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=types.SimpleNamespace(**given) if given else None)
     recipe = build.recipe(config)
     finish = augment.make(recipe, config.seed) if config.augment.where == "device" else lambda rows: rows
     # Gradients are taken of the parameters alone: whatever the optimiser keeps is read and left aside.
@@ -54,17 +54,19 @@ def _placed(mesh):
 
 def _run(method, mesh, config, finish, state, batch):
     """(loss, gradients, finished rows, outputs) of the step, on the host."""
-    gradients = make_gradients(method, seed=config.seed, microbatches=config.microbatches, augment=finish)
+    axis = dist.rows_axis(mesh)
+    gradients = make_gradients(method, axis, seed=config.seed, microbatches=config.microbatches, augment=finish)
 
     def sharded(state, batch):
         loss, grads, *_ = gradients(state, batch)
         rows = finish(batch)
-        ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(config.seed), state.step), dist.DATA)
-        outputs, _ = method.forward(dist.varying(state.params, dist.DATA), state.extra, rows, ctx)
+        ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(config.seed), state.step), axis)
+        outputs, _ = method.forward(dist.varying(state.params, axis), state.extra, rows, ctx)
         return loss, grads, rows, outputs
-    specs = P(), P(), P(dist.DATA), P(dist.DATA)
-    fn = jax.jit(jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(dist.DATA)), out_specs=specs))
-    return jax.device_get(fn(state, dist.place_batch(batch, mesh)))
+    split = P(), P(), P(axis), P(axis)
+    mapped = sharded if axis is None else jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=split,
+                                                        axis_names={axis})
+    return jax.device_get(jax.jit(mapped)(state, dist.place_batch(batch, mesh)))
 
 
 def _report(state, batch, loss, grads, rows, outputs):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax.errors import UsageError
-from simclr_jax.nets.linen import compute_dtype, fan_in, net
+from simclr_jax.nets.linen import compute_dtype, fan_in, net, remade
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
 
 def make(*, axis: str | None = None, channels: tuple = (32, 64, 128), bn: str = "global",
-         dtype: str = "float32") -> Net:
+         dtype: str = "float32", remat: bool = False) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]} with D = channels[-1].
 
     One 3x3 convolution, normalisation and ReLU for each of `channels`, then the mean over positions. The first
@@ -23,6 +23,7 @@ def make(*, axis: str | None = None, channels: tuple = (32, 64, 128), bn: str = 
       channels: of each layer.
       bn: which rows share statistics, as in `norm.parse`.
       dtype: of the products, "float32" or "bfloat16".
+      remat: make each layer's activations again in the backward pass (`linen.remade`).
 
     Raises:
       UsageError: channels are not whole numbers above 0; when called, an image not of four axes.
@@ -31,7 +32,7 @@ def make(*, axis: str | None = None, channels: tuple = (32, 64, 128), bn: str = 
     if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
         raise UsageError(f"{where}: channels={channels}, wanted whole numbers above 0, such as (32, 64, 128)")
     parse(bn, where)
-    return net(ConvNet(tuple(channels), bn, axis, compute_dtype(dtype, where)))
+    return net(ConvNet(tuple(channels), bn, axis, compute_dtype(dtype, where), remat))
 
 
 class ConvNet(nn.Module):
@@ -39,18 +40,24 @@ class ConvNet(nn.Module):
     bn: str
     axis: str | None
     dtype: Any
+    remat: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
         if x.ndim != 4:
             raise UsageError(f"nets/convnet wants images [rows, height, width, channels] and got shape {x.shape}")
-        for i, c in enumerate(self.channels, 1):
-            stride = 2 if min(x.shape[1:3]) >= (16 if i == 1 else 4) else 1
-            x = Conv(c, stride, self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(self.bn, self.axis, dtype=self.dtype, name=f"bn{i}")(x, train))
+        for i in range(1, len(self.channels) + 1):
+            x = remade(_layer, self.remat, static=(2, 3))(self, x, i, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return {"pooled": jnp.mean(tokens, axis=1), "tokens": tokens}
+
+
+def _layer(net: ConvNet, x, i: int, train: bool):
+    """Layer i, whose parameters are the net's own: conv{i} and bn{i}."""
+    stride = 2 if min(x.shape[1:3]) >= (16 if i == 1 else 4) else 1
+    x = Conv(net.channels[i - 1], stride, net.dtype, name=f"conv{i}", parent=net)(x)
+    return nn.relu(BatchNorm(net.bn, net.axis, dtype=net.dtype, name=f"bn{i}", parent=net)(x, train))
 
 
 class Conv(nn.Module):

@@ -12,6 +12,7 @@ from simclr_jax.errors import UsageError
 from simclr_jax.types import Net
 
 STATS = "batch_stats"
+KEPT = "moments"  # what `remade` keeps for the backward pass besides its input
 CUT = 0.87962566103423978  # standard deviation of a normal number cut off at 2
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 DRAWN = ("kernel", "embedding")  # names of the leaves that `net` draws; all others start as their initialiser says
@@ -46,6 +47,21 @@ def products(dtype, x):
 def fan_in(scale: float):
     """Initialiser for `net`: the standard deviation sqrt(scale / fan-in), everywhere."""
     return lambda key, shape, dtype=jnp.float32: jnp.full(shape, math.sqrt(scale / math.prod(shape[:-1])), dtype)
+
+
+def remade(target, remat: bool, *, static: tuple = (), in_scan: bool = False):
+    """`target`, a module or a function of one, or with `remat` the same without memory of what happens inside.
+
+    Its activations are made again in the backward pass from its input (Chen et al. 2016, arXiv:1604.06174), but for what
+    is named `KEPT`: the moments of batch normalisation, a number a channel, so that no device has to be asked twice.
+
+    Args:
+      static: positions of arguments that are no arrays, the module itself being 0. in_scan: a loop runs it.
+    """
+    if not remat:
+        return target
+    return nn.remat(target, prevent_cse=not in_scan, static_argnums=static,
+                    policy=jax.checkpoint_policies.save_only_these_names(KEPT))
 
 
 class Embedding(nn.Module):

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from simclr_jax.errors import UsageError
-from simclr_jax.nets.linen import compute_dtype, fan_in, net, products, wide
+from simclr_jax.nets.linen import compute_dtype, fan_in, net, products, remade, wide
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.nets.pool import AttentionPool
 from simclr_jax.types import Net
 
 
 def make(*, axis: str | None = None, layers: tuple = (3, 4, 6, 3), width: int = 64, heads: int = 32, out: int = 1024,
-         image: int = 224, bn: str = "global", dtype: str = "float32") -> Net:
+         image: int = 224, bn: str = "global", dtype: str = "float32", remat: bool = False) -> Net:
     """float[b,H,W,3] -> {"pooled": f32[b,out], "tokens": f32[b,h*w,32*width]}; tokens are the last feature map.
 
     The defaults are RN50. RN101: layers (3, 4, 23, 3), out 512. RN50x4: layers (4, 6, 10, 6), width 80, heads 40, out
@@ -37,6 +37,7 @@ def make(*, axis: str | None = None, layers: tuple = (3, 4, 6, 3), width: int = 
       image: side in pixels that the positions are for.
       bn: which rows share statistics, as in `norm.parse`.
       dtype: of convolutions and activations, "float32" or "bfloat16".
+      remat: make each block's activations again in the backward pass (`linen.remade`).
 
     Raises:
       UsageError: a value outside these; when called, an image not of four axes or not a multiple of 32.
@@ -54,7 +55,7 @@ def make(*, axis: str | None = None, layers: tuple = (3, 4, 6, 3), width: int = 
     if image < 32 or image % 32:
         raise UsageError(f"{where}: image={image}, wanted a multiple of 32")
     parse(bn, where)
-    return net(ModifiedResNet(tuple(layers), width, heads, out, image // 32, bn, axis, compute_dtype(dtype, where)),
+    return net(ModifiedResNet(tuple(layers), width, heads, out, image // 32, bn, axis, compute_dtype(dtype, where), remat),
                draw=lambda path: "normal" if path[0] == "pool" else "uniform")
 
 
@@ -83,6 +84,7 @@ class ModifiedResNet(nn.Module):
     bn: str
     axis: str | None
     dtype: Any
+    remat: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -94,7 +96,7 @@ class ModifiedResNet(nn.Module):
         parts = Parts(self.bn, self.axis, products(self.dtype, x))
         x = Stem(self.width, parts, name="stem")(x.astype(parts.dtype), train)
         for i, blocks in enumerate(self.layers):
-            x = Stage(blocks, self.width * 2 ** i, 1 if i == 0 else 2, parts, name=f"stage{i + 1}")(x, train)
+            x = Stage(blocks, self.width * 2 ** i, 1 if i == 0 else 2, parts, self.remat, name=f"stage{i + 1}")(x, train)
         pooled = AttentionPool(self.heads, self.side, self.out, parts.dtype, name="pool")(x)
         return {"pooled": pooled, "tokens": x.astype(wide(x)).reshape(len(x), -1, x.shape[-1])}
 
@@ -115,11 +117,13 @@ class Stage(nn.Module):
     channels: int
     stride: int
     parts: Parts
+    remat: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
+        block = remade(Block, self.remat, static=(2,))
         for j in range(self.blocks):
-            x = Block(self.channels, self.stride if j == 0 else 1, self.parts, name=f"block{j + 1}")(x, train)
+            x = block(self.channels, self.stride if j == 0 else 1, self.parts, name=f"block{j + 1}")(x, train)
         return x
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from simclr_jax import dist
 from simclr_jax.errors import UsageError
+from simclr_jax.nets.linen import KEPT
 
 DECAY = 0.9
 EPSILON = 1e-5
@@ -71,6 +73,7 @@ class BatchNorm(nn.Module):
             mean, var = _moments(wide, first=1 if kind == "rows" else 0)
             if self.axis is not None and kind in ("global", "devices"):
                 mean, var = _across_devices(mean, var, self.axis, k or dist.size(self.axis))
+            mean, var = (checkpoint_name(m, KEPT) for m in (mean, var))  # see linen.remade
             for running, now in ((running_mean, mean), (running_var, var)):
                 now = lax.stop_gradient(jnp.mean(now.reshape(-1, channels), axis=0))
                 running.value = DECAY * running.value + (1 - DECAY) * dist.pmean(now, self.axis).astype(jnp.float32)
@@ -111,7 +114,7 @@ def _across_devices(mean, var, axis: str, k: int):
         # psum by groups is not implemented where JAX checks which values are replicated; a gather by groups is.
         groups = [list(range(i, i + k)) for i in range(0, n, k)]
         average = lambda x: jnp.mean(lax.all_gather(x, axis, axis_index_groups=groups), axis=0)  # noqa: E731
-    both = average(mean)
+    both = checkpoint_name(average(mean), KEPT)
     # The variance has no slope in the common mean (deviations from it sum to 0): stopping it there leaves the gradient
     # as it is, and the two reductions of the backward pass need not wait for each other.
     return both, average(var + jnp.square(mean - lax.stop_gradient(both)))

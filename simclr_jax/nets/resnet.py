@@ -12,7 +12,7 @@ from jax import lax
 
 from simclr_jax.errors import UsageError
 from simclr_jax.nets.conv import Conv, max_pool
-from simclr_jax.nets.linen import compute_dtype, fan_in, net
+from simclr_jax.nets.linen import compute_dtype, fan_in, net, remade
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
@@ -23,7 +23,7 @@ INIT = fan_in(1.0)
 
 
 def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: str = "imagenet", bn: str = "global",
-         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr") -> Net:
+         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]}; tokens are the last feature map, row by row.
 
     D is 512 * width for depths 18 and 34, 2048 * width for the others. Parameters: stem/{conv,bn}, then
@@ -41,6 +41,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         is TensorFlow's SAME, which on even sides pads below and right only, and it projects the first shortcut of every
         stage; PyTorch's max-pool is padded by 1 on either side, and the first shortcut of depths 18 and 34 is the
         identity. Weights trained in PyTorch, or to be used there, need "torch".
+      remat: make each block's activations again in the backward pass (`linen.remade`).
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -57,7 +58,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         raise UsageError(f"{where}: layout={layout!r}, wanted simclr or torch")
     parse(bn, where)
     return net(ResNet(depth, int(64 * width), stem, zero_init, layout,
-                      Parts(bn, axis, compute_dtype(dtype, where))))
+                      Parts(bn, axis, compute_dtype(dtype, where)), remat))
 
 
 class Parts(NamedTuple):
@@ -82,6 +83,7 @@ class ResNet(nn.Module):
     zero_init: bool
     layout: str
     parts: Parts
+    remat: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -94,7 +96,7 @@ class ResNet(nn.Module):
         x = Stem(self.channels, self.stem, self.layout, self.parts, name="stem")(x, train)
         for i, blocks in enumerate(BLOCKS[self.depth]):
             x = Stage(blocks, self.channels * 2 ** i, 1 if i == 0 else 2, self.depth >= 50, self.zero_init, self.layout,
-                      self.parts, name=f"stage{i + 1}")(x, train)
+                      self.parts, self.remat, name=f"stage{i + 1}")(x, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return {"pooled": jnp.mean(tokens, axis=1), "tokens": tokens}
@@ -125,15 +127,17 @@ class Stage(nn.Module):
     zero_init: bool
     layout: str
     parts: Parts
+    remat: bool
 
     @nn.compact
     def __call__(self, x, train: bool):
+        block = remade(Block, self.remat, static=(2,))
         for j in range(self.blocks):
             first = j == 0
             stride = self.stride if first else 1
             same = stride == 1 and x.shape[-1] == self.channels * (4 if self.bottleneck else 1)
             project = first and (self.layout == "simclr" or not same)
-            x = Block(self.channels, stride, self.bottleneck, project, self.zero_init, self.parts,
+            x = block(self.channels, stride, self.bottleneck, project, self.zero_init, self.parts,
                       name=f"block{j + 1}")(x, train)
         return x
 

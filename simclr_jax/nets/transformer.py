@@ -15,7 +15,7 @@ from jax import lax
 
 from simclr_jax.errors import UsageError
 from simclr_jax.nets.drop import drop_path
-from simclr_jax.nets.linen import products, wide
+from simclr_jax.nets.linen import products, remade, wide
 
 GELU = {
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
@@ -100,7 +100,7 @@ class Stack(nn.Module):
         x = x.astype(wide(x))
         layers = jnp.arange(s.depth, dtype=jnp.uint32)
         rates = jnp.asarray(np.linspace(0, s.drop_path, s.depth), jnp.float32)
-        block = nn.remat(Block, prevent_cse=not s.scan) if s.remat else Block
+        block = remade(Block, s.remat, in_scan=s.scan)
         if s.scan:
             block = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=s.depth,
                             in_axes=(0, 0, nn.broadcast, nn.broadcast))

@@ -33,5 +33,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     given = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--topology=")]
     environment.prepare_or_exit(given[-1] if given else OPTIONS["topology"])
-    from simclr_jax.command import command  # knows jax
+    from simclr_jax.life import command  # knows jax
     command(main)

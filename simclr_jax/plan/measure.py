@@ -33,7 +33,7 @@ def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict
     mesh = build.mesh(config, devices)
     source, size = stand_in.source(config, examples)
     tokenizer, recipe = stand_in.tokenizer(config), build.recipe(config)
-    method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+    method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
     tx = build.optimiser(config, source.size).tx
     step = build.step(config, mesh, method, tx, recipe, source, tokenizer)
     traced = step.trace()
@@ -100,7 +100,7 @@ def _asked(message):
 
 
 def alike(config, **changes):
-    """A copy of the config with fields set, as in {"nets.image.remat": True}.
+    """A copy of the config with fields set, as in {"remat": True}.
 
     Raises:
       UsageError: no such field.
@@ -111,7 +111,7 @@ def alike(config, **changes):
         at = own
         for part in path:
             at = at[part]
-        if last not in at and path != ["mesh"]:
+        if last not in at:
             raise UsageError(f"the config has no field {field}")
         at[last] = value
     return own.lock()

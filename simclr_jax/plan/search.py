@@ -91,10 +91,7 @@ def line(settings, r):
 
 
 def _remat(config, devices):
-    if "remat" in config:
-        return [{"remat": True}]
-    nets = {f"nets.{role}.remat": True for role, net in config.nets.items() if net.get("remat") is False}
-    return [nets] if nets else []
+    return [] if config.remat else [{"remat": True}]
 
 
 def _microbatches(config, devices):
@@ -105,7 +102,7 @@ def _microbatches(config, devices):
 def _model(config, devices):
     if any(net.get("bn") for net in config.nets.values()):  # a convolutional net, whose activations are what is large
         return []
-    return [{"mesh.model": n} for n in MODEL if devices % n == 0 and dist.DATA in config.mesh]
+    return [{"mesh.model": n} for n in MODEL if devices % n == 0]
 
 
 def _comm(config, devices):

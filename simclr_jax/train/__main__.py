@@ -11,7 +11,7 @@ from simclr_jax import __version__, augment, build, config as configs, data, dis
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import pictures
-from simclr_jax.train import cache, dump, load, log as logs, optim, workdir as workdirs
+from simclr_jax.train import cache, dump, load, log as logs, optim, placement, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
 from simclr_jax.train.state import init_state
@@ -39,15 +39,16 @@ def _run(config, flags, workdir, alive):
     problem = ""
     try:
         mesh = build.mesh(config)
+        share = dist.share(mesh)
         source = build.source(config)
-        data.check(source, batch=config.batch, process=process)
+        data.check(source, batch=config.batch, process=share)
         recipe = build.recipe(config)
         augment.build_eval(config.augment.eval)
         tokenizer = build.tokenizer(config, source, workdir)
-        method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+        method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
-        made = build.step(config, mesh, method, optimiser.tx, recipe, data.as_read(source, process), tokenizer)
+        made = build.step(config, mesh, method, optimiser.tx, recipe, data.as_read(source, share), tokenizer)
         traced, rows = made.trace(), made.rows
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
         loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
@@ -72,11 +73,12 @@ def _run(config, flags, workdir, alive):
     if lead:
         _greet(config, mesh, source, tokenizer, total, workdir)
 
-    state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
+    state = init_state(method, optimiser.tx, mesh, rows, seed=config.seed, shardings=made.shardings)
     state = load.place(state, loaded)
     excluded = optimiser.report(state.params)
     if lead:
-        print(f"parameters: {build.count(state.params):,}", *excluded, sep="\n", flush=True)
+        print(f"parameters: {build.count(state.params):,}; state: {placement.bytes_here(state) / 2**20:,.1f} MiB a device",
+              *excluded, sep="\n", flush=True)
     restored = checkpoints.restore(state)
     if restored:
         step, state, _ = restored
@@ -93,7 +95,7 @@ def _run(config, flags, workdir, alive):
         step_fn, batches = None, iter(())
         if start < total:
             step_fn = build.compiled(traced)
-            batches = build.feed(config, source, recipe, start_step=start, process=process, tokenizer=tokenizer)
+            batches = build.feed(config, source, recipe, start_step=start, process=share, tokenizer=tokenizer)
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,

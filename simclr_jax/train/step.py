@@ -26,7 +26,8 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
 
     Args:
       method: what to train; tx: the optimiser over `state.params`.
-      mesh: its "data" axis carries the rows; any other axis is left to the compiler, following `state`'s shardings.
+      mesh: its "data" axis carries the rows; any other axis is left to the compiler, following `state`'s shardings. The
+        method's nets are made for `dist.rows_axis(mesh)`.
       seed: of the run's random key, which is folded with the step and with nothing else.
       microbatches: pieces each device's rows are forwarded in. The gradient is exact, except that batch statistics are
         those of a piece (all devices' rows of it).
@@ -38,8 +39,8 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
     The state's buffers are donated. metrics: {name: f32[]}, means over the global batch: "loss", "grad_norm",
     "update_norm" and the method's own; and "skipped", how many steps were, and "in_a_row", of them the latest ones.
     """
-    axis = dist.DATA
-    gradients = make_gradients(method, seed=seed, microbatches=microbatches, augment=augment)
+    axis = dist.rows_axis(mesh)
+    gradients = make_gradients(method, axis, seed=seed, microbatches=microbatches, augment=augment)
 
     def sharded(state: TrainState, batch):
         loss, grads, extra, metrics, ctx = gradients(state, batch)
@@ -55,18 +56,17 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
                            guards.take(good, extra, state.extra), watched)
         return taken, metrics
 
-    mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(), axis_names={axis})
+    mapped = sharded if axis is None else jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(),
+                                                         axis_names={axis})
     return jax.jit(mapped, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
-def make_gradients(method: Method, *, seed: int, microbatches: int = 1, augment: Callable = lambda batch: batch
-                   ) -> Callable:
-    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over "data"; arguments as `make_step`.
+def make_gradients(method: Method, axis: str | None, *, seed: int, microbatches: int = 1,
+                   augment: Callable = lambda batch: batch) -> Callable:
+    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over `axis`; arguments as `make_step`.
 
     All but `ctx` are of the whole batch and replicated: the gradients are summed over devices, once.
     """
-    axis = dist.DATA
-
     def gradients(state: TrainState, batch):
         ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(seed), state.step), axis)
         # Each device differentiates its own copy; gradients then meet in the one psum below.
