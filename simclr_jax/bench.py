@@ -168,7 +168,7 @@ def _steps(config, source, recipe, mesh, seconds, say):
     workers = sorted({max(1, cores // 2), max(1, cores - 1), cores})
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = build.tokenizer(config, source, epath.Path(folder))
-    method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+    method = build.method(config, axis=dist.DATA, examples=source.size, tokenizer=tokenizer)
     tx = build.optimiser(config, source.size).tx
     rows = build.rows(config, recipe, tokenizer)
     for where in ("host", "device"):

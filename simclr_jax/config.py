@@ -197,7 +197,7 @@ def fill(config: ConfigDict) -> ConfigDict:
         function = optim.make if room is None else names.factory(room, spec.get("name"))
         return ConfigDict(names.floats(function, {**names.defaults(function, given), **dict(spec)}))
 
-    config.method = filled("method", config.method, "methods")
+    config.method = filled("method", config.method, "methods", ("batch", "steps", "examples"))
     for role in config.nets:
         config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis", "vocab", "length", "eot"))
     config.data = filled("data", config.data, "data.sources")

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         recipe = build.recipe(config)
         augment.build_eval(config.augment.eval)
         tokenizer = build.tokenizer(config, source, workdir)
-        method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+        method = build.method(config, axis=dist.DATA, examples=source.size, tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
         rows = build.rows(config, recipe, tokenizer)

@@ -45,9 +45,18 @@ def towers():
     return {"image": dense(6), "text": words(6)}
 
 
+def siamese():
+    return {"backbone": dense(8), "projector": dense(6), "predictor": dense(6)}
+
+
+# What a run tells its method.
+RUN = dict(batch=16, steps=10, examples=64)
+
 # One line a method: its nets, its arguments and a batch of 16 rows.
 TOYS = {
     "simclr": dict(nets=lambda: {"backbone": dense(8), "projector": dense(6)}, spec=dict(temperature=0.3), batch=batch(2)),
+    "byol": dict(nets=siamese, spec=dict(momentum=0.9), batch=batch(2)),
+    "simsiam": dict(nets=siamese, spec={}, batch=batch(2)),
     "clip": dict(nets=towers, spec=dict(temperature=0.3), batch=batch(1)),
     "siglip": dict(nets=towers, spec=dict(scale=4.0, bias=-2.0), batch=batch(1)),
 }
@@ -60,7 +69,7 @@ def test_every_method_has_a_toy():
 
 def build(name, **spec):
     toy = TOYS[name]
-    return names.make("methods", {"name": name, **toy["spec"], **spec}, toy["nets"]()), toy["batch"]
+    return names.make("methods", {"name": name, **toy["spec"], **spec}, toy["nets"](), **RUN), toy["batch"]
 
 
 def train(name, mesh, *, microbatches=1, steps=3, shard=None, **spec):
