@@ -172,7 +172,7 @@ def _steps(config, source, recipe, mesh, seconds, say):
     tx = build.optimiser(config, source.size).tx
     rows = build.rows(config, recipe, tokenizer)
     for where in ("host", "device"):
-        inside = dict(augment=augment.make(recipe, config.seed)) if where == "device" else {}
+        inside = dict(augment=build.augmenter(config, recipe)) if where == "device" else {}
         step = make_step(method, tx, mesh, seed=config.seed, microbatches=config.microbatches, **inside)
         try:
             state = init_state(method, tx, mesh, rows, seed=config.seed)

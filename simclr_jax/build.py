@@ -42,13 +42,27 @@ def recipe(config) -> augment.Recipe:
     return augment.build(config.augment.views)
 
 
+def augmenter(config, recipe: augment.Recipe):
+    """batch -> batch: what a recipe leaves to the device or the host's cores, and the masks of views if there are any."""
+    made = augment.make(recipe, config.seed)
+    hide = _hide(config, recipe)
+    return lambda batch: hide(made(batch))
+
+
+def _hide(config, recipe):
+    if not config.augment.mask:
+        return lambda batch: batch
+    return names.call(augment.hide, config.augment.mask, "config.augment.mask", recipe, config.seed)
+
+
 def rows(config, recipe: augment.Recipe, tokenizer=None) -> dict:
     """The global batch of a run as the method sees it, augmented, as ShapeDtypeStructs."""
     made = {key: (shape, np.float32) for key, shape in recipe.shapes().items()}
     made |= {"label": ((), np.int32), "id": ((2,), np.uint32)}
     if tokenizer is not None:
         made["text"] = (tokenizer.length,), np.int32
-    return {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+    made = {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+    return jax.eval_shape(_hide(config, recipe), made)
 
 
 def feed(config, source, recipe: augment.Recipe, *, batch: int = 0, start_step: int = 0, process=(0, 1), tokenizer=None,
@@ -67,7 +81,7 @@ def feed(config, source, recipe: augment.Recipe, *, batch: int = 0, start_step: 
         return data.batches(source, recipe, **given, bits=8)
     threads, rows = workers or max(1, memory.cores() - 1), batch // process[1]
     pieces = data.batches(source, recipe, **given, piece=_piece(rows, recipe, threads))
-    return augment.finished(pieces, augment.make(recipe, config.seed), rows=rows, workers=threads)
+    return augment.finished(pieces, augmenter(config, recipe), rows=rows, workers=threads)
 
 
 def _piece(rows: int, recipe, threads: int) -> int:

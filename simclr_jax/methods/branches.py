@@ -76,6 +76,25 @@ def together(net: Net, params, stats, views, keys=None, mask=None):
     return {name: x.reshape(b, v, *x.shape[1:]) for name, x in out.items()}, stats
 
 
+def multi_crop(backbone: Net, head: Net, params, stats, batch, ctx, mask=None):
+    """Views and crops: the backbone in a pass for each size, the head in one for all.
+
+    Args:
+      mask: bool[b,V,N], patches hidden in the views, or None.
+
+    Returns:
+      (f32[b,V+C,P], what the backbone gives for the views, {name: f32[b,V,...]}, the statistics).
+    """
+    views, crops = batch["views"], batch.get("crops")
+    out, stats = together(backbone, params, stats, views, view_keys(ctx, batch), mask)
+    features = out["pooled"]
+    if crops is not None:
+        small, stats = together(backbone, params, stats, crops, view_keys(ctx, batch, views.shape[1]))
+        features = jnp.concatenate([features, small["pooled"]], axis=1)
+    z, stats = together(head, params, stats, features, view_keys(ctx, batch))
+    return z["pooled"], out, stats
+
+
 def two(batch, method: str):
     """The batch's views [b,2,...].
 

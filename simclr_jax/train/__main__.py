@@ -7,7 +7,7 @@ import jax
 from simclr_jax import __version__, augment, build, config as configs, data, dist, embed, watch
 from simclr_jax.command import command
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import pictures
+from simclr_jax.evals import health, pictures
 from simclr_jax.train import load, log as logs, optim, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
                                  microbatches=config.microbatches)
         shapes = state_shapes(method, optimiser.tx, rows, seed=config.seed)
         jax.eval_shape(make(), shapes, rows)
-        step_fn = make(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else make()
+        rest = build.augmenter(config, recipe)
+        step_fn = make(augment=rest) if config.augment.where == "device" else make()
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
         loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
         load.place(shapes, loaded)
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
-            at_bounds=optimiser.at_bounds,
+            at_bounds=optimiser.at_bounds, guard=health.Guard(total),
             profile=dict(config.profile), workdir=workdir)
         if lead and config.pictures and start < total:
             embed.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")

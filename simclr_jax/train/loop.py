@@ -13,7 +13,7 @@ from simclr_jax.train.stop import Stop
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        problems: Callable = list, at_bounds: Callable | None = None, profile: dict | None = None, workdir=None):
+        problems: Callable = list, at_bounds: Callable | None = None, guard: Callable | None = None, profile: dict | None = None, workdir=None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
@@ -24,6 +24,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
         checkpoint is kept.
       problems: () -> [str], lines about examples that were skipped so far.
       at_bounds: params -> [str], what sits at a bound; each line is said once.
+      guard: (step, numbers) -> (text for the log's line, [warnings]), of what is logged and of what is evaluated.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
 
     Raises:
@@ -37,8 +38,15 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             return log.say(f"step {step}: not evaluated: {e}")
         log.write(step, scores)
         log.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        warn(step, scores)
         if f"eval/{best}" in scores:
             checkpoints.save_best(step, state, {**meta, "best_of": best}, scores[f"eval/{best}"])
+
+    def warn(step, numbers):
+        text, lines = guard(step, numbers) if guard else ("", ())
+        for line in lines:
+            log.say(f"warning: {line}")
+        return text
 
     def due(step):
         return evaluate is not None and step > 0 and (step % eval_every == 0 or step == total)
@@ -72,7 +80,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
                         raise UsageError(_not_finite(step, numbers, checkpoints.steps()))
                     numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
                     log.write(step, numbers)
-                    log.progress(step, _line(numbers, clock.eta(step)))
+                    log.progress(step, _line(numbers, clock.eta(step), warn(step, numbers)))
                     reported = _report(problems(), reported)
                     for line in set(at_bounds(state.params) if at_bounds else ()) - warned:
                         warned.add(line)
@@ -99,9 +107,10 @@ def _report(lines, reported):
     return len(lines)
 
 
-def _line(n, eta):
+def _line(n, eta, health):
+    health = health and f"  {health}"
     extra = f"  accuracy {n['train/accuracy']:.3f}" if "train/accuracy" in n else ""
-    return (f"loss {n['train/loss']:.4f}{extra}  lr {n['train/lr']:.4g}  {n['images_per_s']:.0f} images/s"
+    return (f"loss {n['train/loss']:.4f}{extra}{health}  lr {n['train/lr']:.4g}  {n['images_per_s']:.0f} images/s"
             f"  waiting for data {n['data_wait']:.0%}  ETA {eta}")
 
 
