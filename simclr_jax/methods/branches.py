@@ -39,6 +39,11 @@ def chain(nets, roles: tuple[str, ...], method: str) -> Net:
     return Net(init, apply)
 
 
+def width(net: Net, params, stats, x) -> int:
+    """D of what a net gives for x, an array or its ShapeDtypeStruct; nothing is computed."""
+    return jax.eval_shape(lambda x: net.apply(params, stats, x, train=False)[0]["pooled"], x).shape[1]
+
+
 def view_keys(ctx, batch, first: int = 0):
     """view -> key[b], the keys by which the rows of that view are dropped from; `first` is the number of view 0."""
     return lambda v: row_keys(jax.random.fold_in(ctx.key, first + v), batch)

@@ -50,7 +50,7 @@ def make(nets, *, prototypes: int = 65536, norm_last_layer: bool = True, student
         mine, of_last = jax.random.split(key)
         x = batch["views"][:, 0]
         params, stats = net.init(mine, x)
-        width = jax.eval_shape(lambda: net.apply(params, stats, x, train=False)[0]["pooled"]).shape[1]
+        width = branches.width(net, params, stats, x)
         last = {"direction": wide.init(of_last, prototypes, width)}
         params["last"] = last if norm_last_layer else {**last, "gain": jnp.ones(prototypes)}
         return params, {"stats": stats, "teacher": {"params": params, "stats": stats}, "center": jnp.zeros(prototypes)}

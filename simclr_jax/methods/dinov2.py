@@ -53,11 +53,11 @@ def make(nets, *, prototypes: int = 65536, slots: float = 0.5, student_temperatu
         key, *keys = jax.random.split(key, 4)
         x = batch["views"][:, 0]
         params, stats = backbone.init(key, x)
-        wide_in = jax.eval_shape(lambda: backbone.apply(params, stats, x, train=False)[0]["pooled"])
+        features = jax.ShapeDtypeStruct((1, branches.width(backbone, params, stats, x)), jnp.float32)
         for (role, last), own, head in zip(HEADS.items(), keys, (projector, patch_projector)):
-            p, s = head.init(own, wide_in)
-            width = jax.eval_shape(lambda h=head: h.apply(p, s, wide_in, train=False)[0]["pooled"]).shape[1]
-            layer = {"direction": wide.init(jax.random.fold_in(own, 1), prototypes, width), "gain": jnp.ones(prototypes)}
+            p, s = head.init(own, features)
+            layer = {"direction": wide.init(jax.random.fold_in(own, 1), prototypes, branches.width(head, p, s, features)),
+                     "gain": jnp.ones(prototypes)}
             params, stats = {**params, **p, last: layer}, {**stats, **s}
         return params, {"stats": stats, "teacher": {"params": params, "stats": stats}}
 

@@ -48,7 +48,7 @@ def make(nets, *, temperature: float = 0.2, queue: int = 65536, momentum: float 
         mine, of_queue = jax.random.split(key)
         x = batch["views"][:, 0]
         params, stats = encoder.init(mine, x)
-        width = jax.eval_shape(lambda: encoder.apply(params, stats, x, train=False)[0]["pooled"]).shape[1]
+        width = branches.width(encoder, params, stats, x)
         return params, {"stats": stats, "teacher": {"params": params, "stats": stats},
                         "queue": unit(jax.random.normal(of_queue, (queue, width))), "position": jnp.int32(0)}
 

@@ -53,7 +53,7 @@ def make(nets, *, prototypes: int = 3000, temperature: float = 0.1, epsilon: flo
         mine, of_prototypes = jax.random.split(key)
         views = batch["views"]
         params, stats = net.init(mine, views[:, 0])
-        width = jax.eval_shape(lambda: net.apply(params, stats, views[:, 0], train=False)[0]["pooled"]).shape[1]
+        width = branches.width(net, params, stats, views[:, 0])
         extra = {"stats": stats}
         if queue:
             extra |= {"queue": jnp.zeros((views.shape[1], queue, width)), "position": jnp.int32(0)}

@@ -18,12 +18,12 @@ RUN = dict(batch=8, steps=10, examples=64)
 IDENTITY = Net(lambda key, x: ({}, {}), lambda params, stats, x, **_: ({"pooled": x}, stats))
 
 
-def linear(out, bias=False):
+def linear(out, bias=False, after=lambda x: x):
     def init(key, x):
         return {"kernel": jnp.zeros((x.shape[-1], out))} | ({"bias": jnp.zeros(out)} if bias else {}), {}
 
     def apply(params, stats, x, *, train, key=None, mask=None):
-        return {"pooled": x @ params["kernel"] + params.get("bias", 0)}, stats
+        return {"pooled": after(x @ params["kernel"] + params.get("bias", 0))}, stats
     return Net(init, apply)
 
 
@@ -58,7 +58,7 @@ def test_simsiam_equals_the_released_module():
     """Batch statistics of each view, a last normalisation without parameters, the gradient of every parameter."""
     _, c = cases("simsiam_module")[0]
     w = {k.removeprefix("sd/"): v for k, v in c.items() if k.startswith("sd/")}
-    nets = {"backbone": linear(20, bias=True), "projector": mlp.make(layers=3, hidden=20, out=24, last_scale=False),
+    nets = {"backbone": linear(20, bias=True, after=jax.nn.relu), "projector": mlp.make(layers=3, hidden=20, out=24, last_scale=False),
             "predictor": mlp.make(layers=2, hidden=8, out=24, last_bn=False)}
     method = make("simsiam", nets)
 
