@@ -127,7 +127,8 @@ def _programs(recipe, form, pieces, mesh, batch, flags):
     config, _ = configs.parse(["steps_on_tpu", f"--config={ROOT}/configs/{recipe}.py", *fields])
     tokenizer, recipe = stand_in.tokenizer(config), build.recipe(config)
     source, _ = stand_in.source(config, 400_000_000)
-    method = build.method(config, axis=dist.DATA if form == "tiles" else None, tokenizer=tokenizer)
+    method = build.method(config, axis=dist.DATA if form == "tiles" else None, examples=source.size,
+                          tokenizer=tokenizer)
     tx = build.optimiser(config, source.size).tx
     made = build.step(config, mesh, method, tx, recipe, source, tokenizer)
     every, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(dist.DATA))

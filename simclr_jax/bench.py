@@ -168,11 +168,11 @@ def _steps(config, source, recipe, mesh, seconds, say):
     workers = sorted({max(1, cores // 2), max(1, cores - 1), cores})
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = build.tokenizer(config, source, epath.Path(folder))
-    method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
+    method = build.method(config, axis=dist.rows_axis(mesh), examples=source.size, tokenizer=tokenizer)
     tx = build.optimiser(config, source.size).tx
     rows = build.rows(config, recipe, tokenizer)
     for where in ("host", "device"):
-        inside = dict(augment=augment.make(recipe, config.seed)) if where == "device" else {}
+        inside = dict(augment=build.augmenter(config, recipe)) if where == "device" else {}
         step = make_step(method, tx, mesh, seed=config.seed, microbatches=config.microbatches, **inside)
         try:
             state = init_state(method, tx, mesh, rows, seed=config.seed)

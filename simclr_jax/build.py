@@ -61,10 +61,11 @@ def compiled(traced):
                          "config.batch or more devices: python -m simclr_jax.plan --search finds what fits") from None
 
 
-def method(config, *, axis: str | None, tokenizer=None) -> Method:
+def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method:
     """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
 
-    A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+    A method may ask for `steps` of the run, the global `batch` and the `examples` of the source, as an optimiser does. A
+    text net learns the number of tokens, the length of a text and the end token from the tokenizer.
 
     Raises:
       UsageError: also if config.remat is to reach blocks and no net has any.
@@ -73,7 +74,7 @@ def method(config, *, axis: str | None, tokenizer=None) -> Method:
         raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     told = {"axis": axis, "remat": config.remat, **given(tokenizer)}
     nets = {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}
-    return names.make("methods", config.method, nets)
+    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples), examples=examples)
 
 
 def given(tokenizer) -> dict:
@@ -98,13 +99,27 @@ def recipe(config) -> augment.Recipe:
     return augment.build(config.augment.views)
 
 
+def augmenter(config, recipe: augment.Recipe):
+    """batch -> batch: what a recipe leaves to the device or the host's cores, and the masks of views if there are any."""
+    made = augment.make(recipe, config.seed)
+    hide = _hide(config, recipe)
+    return lambda batch: hide(made(batch))
+
+
+def _hide(config, recipe):
+    if not config.augment.mask:
+        return lambda batch: batch
+    return names.call(augment.hide, config.augment.mask, "config.augment.mask", recipe, config.seed)
+
+
 def rows(config, recipe: augment.Recipe, tokenizer=None) -> dict:
     """The global batch of a run as the method sees it, augmented, as ShapeDtypeStructs."""
     made = {key: (shape, np.float32) for key, shape in recipe.shapes().items()}
     made |= {"label": ((), np.int32), "id": ((2,), np.uint32)}
     if tokenizer is not None:
         made["text"] = (tokenizer.length,), np.int32
-    return {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+    made = {k: jax.ShapeDtypeStruct((config.batch, *shape), dtype) for k, (shape, dtype) in made.items()}
+    return jax.eval_shape(_hide(config, recipe), made)
 
 
 def delivered(config, recipe: augment.Recipe, source, tokenizer=None) -> dict:
@@ -116,6 +131,7 @@ def delivered(config, recipe: augment.Recipe, source, tokenizer=None) -> dict:
     made = rows(config, recipe, tokenizer)
     if config.augment.where != "device":
         return made
+    made.pop("mask", None)  # made beside the views
     of = lambda shape, dtype: jax.ShapeDtypeStruct((config.batch, *shape), dtype)
     if source.shape is None:  # cropped on the host
         return made | {key: of(shape, np.uint8) for key, shape in recipe.shapes().items()}
@@ -131,7 +147,7 @@ def step(config, mesh, method: Method, tx, recipe: augment.Recipe, source, token
       source: as in `delivered`.
     """
     seen, given = rows(config, recipe, tokenizer), delivered(config, recipe, source, tokenizer)
-    inside = dict(augment=augment.make(recipe, config.seed)) if config.augment.where == "device" else {}
+    inside = dict(augment=augmenter(config, recipe)) if config.augment.where == "device" else {}
     shapes = state_shapes(method, tx, seen, seed=config.seed)
     shardings = placement.of(shapes, mesh)
     call = make_step(method, tx, mesh, seed=config.seed, microbatches=config.microbatches, shardings=shardings,
@@ -157,7 +173,7 @@ def feed(config, source, recipe: augment.Recipe, *, batch: int = 0, start_step: 
         return data.batches(source, recipe, **given, bits=8)
     threads, rows = workers or max(1, memory.cores() - 1), batch // process[1]
     pieces = data.batches(source, recipe, **given, piece=_piece(rows, recipe, threads))
-    return augment.finished(pieces, augment.make(recipe, config.seed), rows=rows, workers=threads)
+    return augment.finished(pieces, augmenter(config, recipe), rows=rows, workers=threads)
 
 
 def _piece(rows: int, recipe, threads: int) -> int:

@@ -41,8 +41,9 @@ def base() -> ConfigDict:
         text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
         load=dict(),  # role -> FILE or WORKDIR[:ROLE], the weights that net starts from
         # views: a tuple of views, each a tuple of (op, arguments); eval: one such view. where: the pixel ops (and crops of
-        # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen.
-        augment=dict(views=(), eval=(), where="host", workers=0),
+        # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen. mask: arguments of
+        # simclr_jax/augment/masks.py:make, for methods that hide patches; {}: none.
+        augment=dict(views=(), eval=(), where="host", workers=0, mask=dict()),
         optim=dict(),  # arguments of simclr_jax/train/optim.py:make
         devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README
         # devices by axis, -1: what is left. data: over which rows are spread; model: over which big parameters are.
@@ -208,7 +209,7 @@ def fill(config: ConfigDict) -> ConfigDict:
         function = optim.make if room is None else names.factory(room, spec.get("name"))
         return ConfigDict(names.floats(function, {**names.defaults(function, given), **dict(spec)}))
 
-    config.method = filled("method", config.method, "methods")
+    config.method = filled("method", config.method, "methods", ("batch", "steps", "examples"))
     for role in config.nets:
         config.nets[role] = filled(f"nets.{role}", config.nets[role], "nets", ("axis", "vocab", "length", "eot", "remat"))
     config.data = filled("data", config.data, "data.sources")

@@ -41,6 +41,20 @@ def all_gather(x, axis: str | None, *, dim: int = 0):
     return x if axis is None else lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
+def all_gather_replicated(x, axis: str | None):
+    """`all_gather` typed as the same on every shard, for what leaves the step (queues). No gradient flows back."""
+    return x if axis is None else lax.all_gather(lax.stop_gradient(x), axis, tiled=True, to="invarying")
+
+
+def deal(x, order, axis: str | None):
+    """Deals rows out anew: row i of the result's global array is row order[i] of x's.
+
+    Args:
+      x: [b, ...], this shard's rows; order: i32[B], a permutation of all rows, the same on every shard.
+    """
+    return all_gather(x, axis)[order[rows(len(x), axis)]]
+
+
 def psum_scatter(x, axis: str | None):
     """Sum over the shards of x [B, ...], each keeping its own rows [b, ...]: what `all_gather` is transposed."""
     return x if axis is None else lax.psum_scatter(x, axis, scatter_dimension=0, tiled=True)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from simclr_jax import augment, build, config as configs, dist
+from simclr_jax import build, config as configs, dist
 from simclr_jax.errors import UsageError
 from simclr_jax.train import dump, stored
 from simclr_jax.train.checkpoint import Checkpoints
@@ -32,11 +32,11 @@ def main(folder: str) -> None:
         if jax.process_count() == 1 and config.devices > jax.device_count():
             config.devices = 0
     mesh = build.mesh(config)
-    method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=types.SimpleNamespace(**given) if given else None)
+    told = types.SimpleNamespace(**given["nets"]) if given["nets"] else None
+    method = build.method(config, axis=dist.rows_axis(mesh), examples=given["examples"], tokenizer=told)
     recipe = build.recipe(config)
-    finish = augment.make(recipe, config.seed) if config.augment.where == "device" else lambda rows: rows
-    # Gradients are taken of the parameters alone: whatever the optimiser keeps is read and left aside.
-    tx = build.optimiser(config, max(config.batch, 1)).tx
+    finish = build.augmenter(config, recipe) if config.augment.where == "device" else lambda rows: rows
+    tx = build.optimiser(config, given["examples"]).tx
     whole = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
     checkpoints = Checkpoints(f"{folder}/state", writable=False)
     rows = jax.eval_shape(finish, whole)

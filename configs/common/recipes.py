@@ -158,6 +158,22 @@ def digits(size: int = 8) -> tuple:
     return (view,) * 2
 
 
+def digits_crops(size: int = 8, small: int = 6, crops: int = 4) -> tuple:
+    """`digits`, and crops of .3 to .6 of the picture. Ours, not published."""
+    crop = (
+        ("random_resized_crop", dict(size=small, area=(0.3, 0.6), ratio=(3 / 4, 4 / 3), method="bilinear", antialias=True,
+                                     sampling="torch")),
+        ("intensity", dict(contrast=(0.6, 1.4), brightness=(-0.1, 0.1))),
+    )
+    return digits(size) + (crop,) * crops
+
+
+def cifar_crops(size: int = 32, small: int = 16, crops: int = 4) -> tuple:
+    """`simclr_cifar` with crops of .05 to .3 of the picture beside its views. Ours, not published."""
+    crop = ("random_resized_crop", dict(size=small, area=(0.05, 0.3), ratio=(3 / 4, 4 / 3), clip=False))
+    return simclr_cifar(size) + ((crop, *_simclr(small, 0.5)[1:]),) * crops
+
+
 def simclr_linear(size: int = 224) -> tuple:
     """Training of SimCLR's linear head: crop and flip only, one view (tf2/data_util.py preprocess_image)."""
     return ((("random_resized_crop", dict(size=size, clip=False)), ("flip", dict(p=0.5)), ("clip", {})),)

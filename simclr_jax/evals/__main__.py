@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
     trained = build.source(configs.from_plain(saved))  # what the run was trained on, be it scored on something else
     tokenizer = build.tokenizer(config, trained, workdir)
-    method = build.method(config, axis=None, tokenizer=tokenizer)
+    method = build.method(config, axis=None, examples=trained.size, tokenizer=tokenizer)
     names = list(filter(None, flags["evals"].split(","))) or _suited(config, tokenizer, flags)
     for name in names:
         _one_of("evals", name, (*score.EVALS, *pairs.EVALS))

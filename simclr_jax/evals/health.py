@@ -59,3 +59,50 @@ def report(x: np.ndarray, *, rows: int = 2048) -> dict[str, float]:
     """`spread`, `effective_rank` and `uniformity` of at most `rows` rows of x[n,D], taken evenly, by name."""
     x = jnp.asarray(x[np.linspace(0, len(x) - 1, min(rows, len(x))).astype(int)])
     return {f.__name__: float(f(x)) for f in (spread, effective_rank, uniformity)}
+
+
+SHOWN = "spread", "alignment", "uniformity", "effective_rank", "entropy", "usage", "queue_age"
+SPREAD, RANK, NEAR, LINES = 0.05, 1.5, 0.01, 5  # see Guard
+
+
+class Guard:
+    """Reads what a run logs and says, once for each reason, that it has collapsed or does not get away from its start.
+
+    Collapsed: spread below 0.05 (about 1 where directions are uniform), effective rank below 1.5, or rows that use fewer
+    than one and a half of K prototypes. At its plateau: after a tenth of the run, the loss of five log lines in a row was
+    within 1% of `chance`, that of a net which tells nothing apart (ln 2N, ln K; of prototypes: the cross entropy, entropy
+    + kl).
+
+    Args:
+      total: steps of the run.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.said, self.near = total, set(), 0
+
+    def __call__(self, step: int, numbers: dict[str, float]) -> tuple[str, list[str]]:
+        """What to add to the log's line, "" if there is nothing, and new warnings.
+
+        Args:
+          numbers: of a log line or an evaluation, by names such as "train/loss", "train/spread", "eval/effective_rank".
+        """
+        n = {name.split("/")[-1]: value for name, value in numbers.items()}
+        shown = "  ".join(f"{name.replace('_', ' ')} {n[name]:.3g}" for name in SHOWN if name in n)
+        if "loss" in n and "chance" in n:
+            value = n["entropy"] + n["kl"] if "kl" in n else n["loss"]
+            self.near = self.near + 1 if abs(value / n["chance"] - 1) < NEAR else 0
+        found = {
+            "spread": n.get("spread", 1) < SPREAD and
+            f"collapsed: all examples get nearly one embedding (spread {n.get('spread', 1):.3g}, 1 if even)",
+            "rank": n.get("effective_rank", 2) < RANK and
+            f"collapsed: embeddings lie on one line (effective rank {n.get('effective_rank', 2):.3g})",
+            "usage": "usage" in n and n["usage"] * np.exp(n["chance"]) < RANK and
+            f"collapsed: all examples choose one prototype (usage {n.get('usage', 1):.3g} of {np.exp(n.get('chance', 0)):.0f})",
+            "plateau": self.near >= LINES and step >= 0.1 * self.total and
+            f"at its plateau: {LINES} log lines in a row at {n.get('chance', 0):.4g}, the loss of a net that tells nothing "
+            "apart",
+        }
+        new = [reason for reason, text in found.items() if text and reason not in self.said]
+        self.said |= set(new)
+        advice = "; try a lower config.optim.lr, a longer warm-up, or the method's temperature and momentum"
+        return shown, [f"step {step}: {found[reason]}{advice}" for reason in new]

@@ -201,13 +201,15 @@ def sinkhorn(scores, *, temperature, iterations=3, weights=None, axis=None):
     log_q = jnp.where(part, scores, 0) / jnp.asarray(temperature, scores.dtype)
     rows = tuple(range(scores.ndim - 1))
 
-    def even(_, log_q):
+    def even(log_q):
         top = jnp.max(jnp.where(part, log_q, OUT), axis=rows)  # [K]
         top = top if axis is None else lax.pmax(top, axis)
         top = jnp.where(top == OUT, 0, top)
         column = dist.psum(jnp.sum(weights * jnp.exp(jnp.where(part, log_q - top, OUT)), axis=rows), axis)
         return jax.nn.log_softmax(log_q - top - jnp.log(jnp.where(column > 0, column, 1)))
-    return jnp.where(part, jnp.exp(lax.fori_loop(0, iterations, even, log_q)), 0)
+    for _ in range(iterations):  # few; and a step's collectives stand outside of loops
+        log_q = even(log_q)
+    return jnp.where(part, jnp.exp(log_q), 0)
 
 
 def _target(name, teacher, temperature, center):

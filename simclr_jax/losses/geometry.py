@@ -80,6 +80,28 @@ def uniformity(z, *, t=2, normalize=True, axis=None, comm="gather", block=None):
     return top + jnp.log(dist.pmean(jnp.mean(jnp.exp(near - top)), axis)) - jnp.log(b * dist.size(axis) - 1)
 
 
+def spread(z, *, axis=None):
+    """Standard deviation of a coordinate of the unit-length rows, averaged over coordinates, times sqrt(D).
+
+    0 if all rows are one, about 1 if directions are even. The figure by which SimSiam shows a collapse (Chen & He 2021,
+    arXiv:2011.10566, section 4.1; there without the factor). A figure to watch, and differentiable.
+
+    Args:
+      z: float[b, D], this shard's rows; axis: mesh axis whose shards hold the others.
+
+    Returns:
+      f32[]: that of the global batch, the same on every shard.
+
+    >>> float(spread(jnp.array([[2., 0.], [2., 0.]])))
+    0.0
+    """
+    z = unit(z)
+    mean = dist.pmean(jnp.mean(z, axis=0), axis)
+    var = dist.pmean(jnp.mean((z - mean) ** 2, axis=0), axis)
+    apart = var > 0  # the root has no finite gradient at 0
+    return jnp.mean(jnp.where(apart, jnp.sqrt(jnp.where(apart, var, 1)), 0)) * z.shape[1] ** 0.5
+
+
 def _nearness(rows, keys, t):
     (x, x_squared, x_id), (y, y_squared, y_id) = rows, keys
     squared = jnp.maximum(x_squared[:, None] + y_squared - 2 * dot(x, y), 0)

@@ -4,7 +4,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 """
 import jax.numpy as jnp
 
-from simclr_jax import losses
+from simclr_jax import dist, losses
 from simclr_jax.errors import UsageError
 from simclr_jax.methods import towers
 from simclr_jax.types import Method
@@ -39,6 +39,7 @@ def make(nets, *, temperature: float = 0.07, locked: tuple = (), comm: str = "ga
         scale = jnp.exp(params["logit_scale"])
         loss, metrics = losses.clip(outputs["image"], outputs["text"], scale=scale, axis=ctx.axis, comm=comm,
                                     block=block or None, metrics=True)
-        return loss, (extra, {**metrics, "scale": scale})
+        return loss, (extra, {**metrics, "scale": scale, "chance": jnp.log(1.0 * len(outputs["image"]) * dist.size(ctx.axis)),
+                              "spread": losses.spread(outputs["image"], axis=ctx.axis)})
 
     return Method(init, both.forward, criterion, both.embed)

@@ -40,6 +40,6 @@ def make(nets, *, scale: float = 10.0, bias: float = -10.0, locked: tuple = (), 
         t, b = jnp.exp(params["logit_scale"]), params["logit_bias"]
         loss, metrics = losses.siglip(outputs["image"], outputs["text"], scale=t, bias=b, axis=ctx.axis, comm=comm,
                                       block=block or None, metrics=True)
-        return loss, (extra, {**metrics, "scale": t, "bias": b})
+        return loss, (extra, {**metrics, "scale": t, "bias": b, "spread": losses.spread(outputs["image"], axis=ctx.axis)})
 
     return Method(init, both.forward, criterion, both.embed)

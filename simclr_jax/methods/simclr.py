@@ -2,10 +2,14 @@
 
 Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709.
 """
-import jax
+import math
 
+import jax
+import jax.numpy as jnp
+
+from simclr_jax import dist
 from simclr_jax.errors import UsageError
-from simclr_jax.losses import nt_xent
+from simclr_jax.losses import nt_xent, spread
 from simclr_jax.types import Method
 
 
@@ -53,6 +57,8 @@ def make(nets, *, temperature: float = 0.1, loss_scale: float = 1.0, comm: str =
         z = outputs["z"]
         loss, metrics = nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis=ctx.axis, comm=comm,
                                 block=block or None, metrics=True)
+        rows = 2 * len(z) * dist.size(ctx.axis)
+        metrics |= {"spread": spread(z[:, 0], axis=ctx.axis), "chance": jnp.float32(loss_scale * math.log(max(rows - 1, 1)))}
         return loss_scale * loss, (extra, metrics)
 
     def embed(params, extra, inputs):

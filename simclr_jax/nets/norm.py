@@ -41,14 +41,15 @@ def parse(bn: str, where: str) -> tuple[str, int]:
 class BatchNorm(nn.Module):
     """Normalises each channel by its mean and variance over a group of rows.
 
-    float[b, ..., C] -> dtype[b, ..., C]. Parameters scale f32[C] and, unless `offset` is False, bias f32[C]; running
-    statistics mean and var f32[C], the mean over all groups of all devices, so that they leave replicated. Statistics
+    float[b, ..., C] -> dtype[b, ..., C]. Parameters scale f32[C] unless `scaled` is False, and bias f32[C] unless
+    `offset` is; running statistics mean and var f32[C], the mean over all groups of all devices, so that they leave replicated. Statistics
     and normalisation are computed in f32 (f64 for f64 input). Shards are of equal size.
     """
 
     bn: str = "global"  # as in `parse`
     axis: str | None = None  # the mesh axis of the rows; with None, or one device, "global" and "devices=k" are "local"
     offset: bool = True
+    scaled: bool = True
     zero: bool = False  # scale starts at 0, not 1
     dtype: Any = jnp.float32
 
@@ -56,7 +57,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x, train: bool):
         channels = x.shape[-1]
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        scale = self.param("scale", zeros if self.zero else ones, (channels,), jnp.float32)
+        scale = self.param("scale", zeros if self.zero else ones, (channels,), jnp.float32) if self.scaled else 1.0
         offset = self.param("bias", zeros, (channels,), jnp.float32) if self.offset else 0.0
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)

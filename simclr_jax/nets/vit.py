@@ -25,7 +25,7 @@ POOLS, POSEMBS, INITS = ("cls", "mean", "map"), ("learned", "sincos", "sincos_bv
 
 def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int = 224, width: int = 0, depth: int = 0,
          heads: int = 0, mlp: int = 0, pool: str = "cls", posemb: str = "learned", class_token: bool = True,
-         registers: int = 0, position_on_class: bool = True, pre_norm: bool = False, patch_bias: bool = True,
+         registers: int = 0, mask_token: bool = False, position_on_class: bool = True, pre_norm: bool = False, patch_bias: bool = True,
          final_norm: bool = True, layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf",
          eps: float = 1e-6, out: int = 0, out_bias: bool = False, remat: bool = False, scan: bool = False,
          init: str = "vit", dtype: str = "float32") -> Net:
@@ -35,7 +35,7 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     multiples of `patch`; where they are not `image`, learned positions are interpolated (`posemb.resize`) and sines
     computed for the grid.
 
-    Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,positions}/embedding, norm_pre,
+    Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,mask_token,positions}/embedding, norm_pre,
     stack/block1.. (see `transformer`), norm, pool (see `MapHead`), projection.
 
     Args:
@@ -47,6 +47,7 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
       posemb: "learned", or fixed "sincos" (MoCo v3's form) or "sincos_bv" (big_vision's). Fixed ones are 0 on the class
         token.
       registers: further learned tokens, which have no position.
+      mask_token: learn what stands for a hidden patch; `apply` then takes mask bool[b,N], True where it does.
       position_on_class: whether the learned table has a row for the class token; False in timm's nets with registers.
       pre_norm, patch_bias: CLIP has a norm before the first block, and then no bias on the patches.
       layer_scale: where LayerScale starts; 0: none.
@@ -88,7 +89,7 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
         raise UsageError(f"{where}: posemb={posemb!r} needs a width that is a multiple of 4, got {width}")
     spec = Spec(width, depth, heads, mlp, gelu, eps, stds({"vit": "xavier", "clip": "torch"}[init], width, mlp, depth),
                 compute_dtype(dtype, where), layer_scale=layer_scale, drop_path=drop_path, remat=remat, scan=scan)
-    form = Form(patch, image // patch, pool, posemb, class_token, registers, position_on_class and class_token,
+    form = Form(patch, image // patch, pool, posemb, class_token, registers, mask_token, position_on_class and class_token,
                 pre_norm, patch_bias, final_norm, out, out_bias, init)
     return net(ViT(spec.check(where), form), draw=lambda path: _draw(path, init))
 
@@ -110,6 +111,7 @@ class Form(NamedTuple):
     posemb: str
     class_token: bool
     registers: int
+    mask_token: bool
     position_on_class: bool
     pre_norm: bool
     patch_bias: bool
@@ -124,7 +126,7 @@ class ViT(nn.Module):
     form: Form
 
     @nn.compact
-    def __call__(self, x, train: bool, key=None):
+    def __call__(self, x, train: bool, key=None, mask=None):
         s, f = self.spec, self.form
         if x.ndim != 4:
             raise UsageError(f"nets/vit wants images [rows, height, width, channels] and got shape {x.shape}")
@@ -134,6 +136,11 @@ class ViT(nn.Module):
         key = drop.keys(key, s.drop_path, len(x), train=train, where="nets/vit: drop_path")
         dtype, grid = products(s.dtype, x), (x.shape[1] // f.patch, x.shape[2] // f.patch)
         x = Patches(s.width, f.patch, f.patch_bias, 1.0 if f.init == "vit" else 1 / 3, dtype, name="patches")(x)
+        if f.mask_token:
+            token = Embedding((1, s.width), 0.0, name="mask_token")()
+            x = x if mask is None else jnp.where(mask[:, :, None], token.astype(x.dtype), x)
+        elif mask is not None:
+            raise UsageError("nets/vit: patches are to be hidden; set mask_token=True")
         x = self._prefixed(x.astype(wide(x)), grid)
         if f.pre_norm:
             x = norm(s.eps, x, "norm_pre")(x)

@@ -33,7 +33,7 @@ def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict
     mesh = build.mesh(config, devices)
     source, size = stand_in.source(config, examples)
     tokenizer, recipe = stand_in.tokenizer(config), build.recipe(config)
-    method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
+    method = build.method(config, axis=dist.rows_axis(mesh), examples=source.size, tokenizer=tokenizer)
     tx = build.optimiser(config, source.size).tx
     step = build.step(config, mesh, method, tx, recipe, source, tokenizer)
     traced = step.trace()

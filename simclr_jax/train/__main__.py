@@ -10,7 +10,7 @@ import jax
 from simclr_jax import __version__, augment, build, config as configs, data, dist, embed, life, replay, watch
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import pictures
+from simclr_jax.evals import health, pictures
 from simclr_jax.train import cache, dump, load, log as logs, optim, placement, workdir as workdirs
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.loop import run
@@ -45,7 +45,7 @@ def _run(config, flags, workdir, alive):
         recipe = build.recipe(config)
         augment.build_eval(config.augment.eval)
         tokenizer = build.tokenizer(config, source, workdir)
-        method = build.method(config, axis=dist.rows_axis(mesh), tokenizer=tokenizer)
+        method = build.method(config, axis=dist.rows_axis(mesh), examples=source.size, tokenizer=tokenizer)
         total = build.steps(config, source.size)
         optimiser = build.optimiser(config, source.size)
         made = build.step(config, mesh, method, optimiser.tx, recipe, data.as_read(source, share), tokenizer)
@@ -99,9 +99,10 @@ def _run(config, flags, workdir, alive):
         run(state, step_fn, batches, mesh=mesh, total=total, batch=config.batch, rate=optimiser.rate,
             checkpoints=checkpoints, meta=meta, log=log, log_every=config.log_every, save_every=config.checkpoint.every,
             eval_every=config.evals.every, evaluate=evaluate, best=config.evals.best, problems=source.problems,
-            at_bounds=optimiser.at_bounds, profile=dict(config.profile), workdir=workdir, life=alive,
+            at_bounds=optimiser.at_bounds, collapse=health.Guard(total), profile=dict(config.profile), workdir=workdir,
+            life=alive,
             check_every=config.life.check, stop_after=config.guard.stop,
-            dump=functools.partial(dump.write, workdir, build.given(tokenizer), configs.to_json(config)))
+            dump=functools.partial(dump.write, workdir, build.given(tokenizer), source.size, configs.to_json(config)))
         if lead and config.pictures and start < total:
             embed.picture(workdir, "loss.png", pictures.loss_curve, workdir / "metrics.jsonl")
     finally:

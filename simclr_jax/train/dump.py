@@ -1,7 +1,7 @@
 """A step that a run has given up on, written so that it can be run again anywhere, and run again.
 
     <workdir>/bad/<step>/config.json     of the run
-                         given.json      what its tokenizer told the nets; how many processes wrote rows
+                         given.json      what its tokenizer told the nets; its number of examples; how many processes wrote rows
                          rows-<i>.npz    the batch as process i had it, views made
                          state/          a checkpoint of the state that the step started from
 """
@@ -17,11 +17,11 @@ from simclr_jax.train import stored
 from simclr_jax.train.checkpoint import Checkpoints
 
 
-def write(workdir, given: dict, config: str, state, batch: dict, step: int):
+def write(workdir, nets: dict, examples: int, config: str, state, batch: dict, step: int):
     """Writes a step for `simclr_jax.replay`; all processes call it. Returns the directory.
 
     Args:
-      given: what nets know beside their config, see `build.method`; config: as JSON.
+      nets: what nets know beside their config, see `build.given`; examples: of the source; config: as JSON.
       state: from which the step started, but for its count; batch: placed, of the step after which `step` were done.
     """
     folder = epath.Path(workdir) / "bad" / str(step)
@@ -29,7 +29,7 @@ def write(workdir, given: dict, config: str, state, batch: dict, step: int):
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config)
-        (folder / "given.json").write_text(json.dumps({"nets": given, "processes": jax.process_count()}))
+        (folder / "given.json").write_text(json.dumps({"nets": nets, "examples": examples, "processes": jax.process_count()}))
     state = state.replace(step=jax.device_put(np.int32(step - 1), state.step.sharding))
     checkpoints = Checkpoints(folder / "state", keep=1)
     checkpoints.save(step - 1, state, {}, wait=True)  # every process is past the making of the directory then
@@ -47,7 +47,7 @@ def _own_rows(x):
 
 
 def read(folder):
-    """(config as JSON has it, what nets are given, the global batch as {name: numpy}) of a dump.
+    """(config as JSON has it, {"nets", "examples"} as `write` got them, the global batch as {name: numpy}) of a dump.
 
     Raises:
       UsageError: it is no dump, or not whole.
@@ -62,4 +62,4 @@ def read(folder):
                 parts.append({k: part[k] for k in part.files})
     except (OSError, ValueError, KeyError) as e:
         raise UsageError(f"--replay={folder}: {stored.one_line(e)}; wanted what a run left under WORKDIR/bad/STEP") from None
-    return config, given["nets"], {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+    return config, given, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}

@@ -14,8 +14,8 @@ from simclr_jax.train.feed import Feed
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        problems: Callable = list, at_bounds: Callable | None = None, profile: dict | None = None, workdir=None,
-        life: Life | None = None, check_every: int = 0, stop_after: int = 0, dump: Callable | None = None):
+        problems: Callable = list, at_bounds: Callable | None = None, collapse: Callable | None = None,
+        profile: dict | None = None, workdir=None, life: Life | None = None, check_every: int = 0, stop_after: int = 0, dump: Callable | None = None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
@@ -26,6 +26,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
         name by which the best checkpoint is kept.
       problems: () -> [str], lines about examples that were skipped so far.
       at_bounds: params -> [str], what sits at a bound; each line is said once.
+      collapse: (step, numbers) -> (text for the log's line, [warnings]), of what is logged and of what is evaluated.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
       life: of this process; check_every: steps between comparisons of all devices' parameters, 0: only at the start.
       stop_after: as `guard.Rule.stop` of the step; dump: (state, batch, step) -> where the step is written for a replay.
@@ -45,6 +46,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             return log.say(f"step {step}: not evaluated: {e}")
         log.write(step, scores)
         log.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        warn(step, scores)
         if f"eval/{best}" in scores:
             checkpoints.save_best(step, state, {**meta, "best_of": best}, scores[f"eval/{best}"])
 
@@ -58,6 +60,12 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
         save(step, state, wait=True)
         log.say(f"stopped at step {step}, saved; the same command goes on from there")
         raise SystemExit(REQUEUE)
+
+    def warn(step, numbers):
+        text, lines = collapse(step, numbers) if collapse else ("", ())
+        for line in lines:
+            log.say(f"warning: {line}")
+        return text
 
     def due(step):
         return evaluate is not None and step > 0 and (step % eval_every == 0 or step == total)
@@ -115,7 +123,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
                 numbers = {f"train/{k}": float(v) for k, v in metrics.items()}
                 numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
                 log.write(step, numbers)
-                log.progress(step, _line(numbers, clock.eta(step)))
+                log.progress(step, _line(numbers, clock.eta(step), warn(step, numbers)))
                 reported = _report(problems(), reported)
                 for line in set(at_bounds(state.params) if at_bounds else ()) - warned:
                     warned.add(line)
@@ -178,9 +186,10 @@ def _report(lines, reported):
     return len(lines)
 
 
-def _line(n, eta):
+def _line(n, eta, health):
+    health = health and f"  {health}"
     extra = f"  accuracy {n['train/accuracy']:.3f}" if "train/accuracy" in n else ""
-    return (f"loss {n['train/loss']:.4f}{extra}  lr {n['train/lr']:.4g}  {n['images_per_s']:.0f} images/s"
+    return (f"loss {n['train/loss']:.4f}{extra}{health}  lr {n['train/lr']:.4g}  {n['images_per_s']:.0f} images/s"
             f"  waiting for data {n['data_wait']:.0%}  ETA {eta}")
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from exactness import BATCH, Case, normal, views
 from simclr_jax.losses.distill import cosine_regression, dino, ibot, sinkhorn
-from simclr_jax.losses.geometry import alignment, uniformity
+from simclr_jax.losses.correlation import barlow_twins, vicreg
+from simclr_jax.losses.geometry import alignment, spread, uniformity
 from simclr_jax.losses.koleo import koleo
 
 S, V, N, K = 4, 2, 5, 10  # student's views, teacher's views, patches, prototypes
@@ -84,6 +85,26 @@ def uniformity_written_out(z, t):
     return jnp.log(sum(terms) / len(terms))
 
 
+def spread_written_out(z):
+    return jnp.sqrt(((z - z.mean(0)) ** 2).sum(0) / BATCH).mean() * np.sqrt(z.shape[1])
+
+
+def barlow_twins_written_out(a, b, weight):
+    a, b = ((z - z.mean(0)) / jnp.sqrt(((z - z.mean(0)) ** 2).mean(0) + 1e-5) for z in (a, b))
+    terms = [[(a[:, i] * b[:, j]).mean() for j in range(b.shape[1])] for i in range(a.shape[1])]
+    return sum((1 - c) ** 2 if i == j else weight * c ** 2 for i, row in enumerate(terms) for j, c in enumerate(row))
+
+
+def vicreg_written_out(a, b, weights=(25.0, 25.0, 1.0)):
+    d = a.shape[1]
+    terms = [((a - b) ** 2).mean(), 0.0, 0.0]
+    for z in (a, b):
+        c = (z - z.mean(0)).T @ (z - z.mean(0)) / (BATCH - 1)
+        terms[1] += sum(jnp.maximum(0, 1 - jnp.sqrt(c[i, i] + 1e-4)) for i in range(d)) / d / 2
+        terms[2] += sum(c[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d
+    return sum(w * t for w, t in zip(weights, terms))
+
+
 A, B = views()
 STUDENT, TEACHER, CENTER = normal(BATCH, S, K, seed=1), fixed(BATCH, V, K, seed=2), fixed(K, seed=3)
 COUNTS = np.random.default_rng(4).integers(1, 9, (BATCH, V, K))
@@ -146,11 +167,23 @@ CASES = {
         lambda r, s, **how: koleo(r["x"], normalize=False, **how),
         lambda r, s: koleo_written_out(A)(r["x"]),
         {"x": A}),
+    "barlow_twins": Case(
+        lambda r, s, axis: barlow_twins(r["a"], r["b"], off_diagonal=0.1, axis=axis),
+        lambda r, s: barlow_twins_written_out(r["a"], r["b"], 0.1),
+        {"a": A, "b": B}, takes=()),
+    "vicreg": Case(
+        lambda r, s, axis: vicreg(r["a"], r["b"], axis=axis),
+        lambda r, s: vicreg_written_out(r["a"], r["b"]),
+        {"a": A, "b": B}, takes=()),
     # Figures to watch rather than losses, held to the same.
     "alignment": Case(
         lambda r, s, axis: alignment(r["a"], r["b"], alpha=s["alpha"]),
         lambda r, s: (((rows(r["a"]) - rows(r["b"])) ** 2).sum(1) ** (s["alpha"] / 2)).mean(),
         {"a": A, "b": B}, {"alpha": np.float32(1.5)}, takes=()),
+    "spread": Case(
+        lambda r, s, axis: spread(r["z"], axis=axis),
+        lambda r, s: spread_written_out(rows(r["z"])),
+        {"z": A}, takes=()),
     "uniformity": Case(
         lambda r, s, **how: uniformity(r["z"], t=s["t"], **how),
         lambda r, s: uniformity_written_out(rows(r["z"]), s["t"]),

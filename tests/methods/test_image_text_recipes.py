@@ -21,7 +21,7 @@ def traced(file, tokenizer, *flags, batch=16, devices=4):
     """The config, the state's and the metrics' shapes after one step on `devices`."""
     config, _ = configs.parse(["train", f"--config={ROOT}/configs/{file}", f"--config.batch={batch}", *flags])
     mesh = dist.make_mesh({"data": devices}, jax.devices()[:devices])
-    method = build.method(config, axis=dist.DATA, tokenizer=tokenizer)
+    method = build.method(config, axis=dist.DATA, examples=1_000_000, tokenizer=tokenizer)
     optimiser = build.optimiser(config, 1_000_000)
     rows = build.rows(config, build.recipe(config), tokenizer)
     assert rows["views"].shape[:3] == (batch, 1, config.augment.eval[0][1]["size"])

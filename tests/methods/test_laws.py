@@ -22,6 +22,23 @@ def dense(width):
     return Net(init, apply)
 
 
+def patchwise(width):
+    """A net that knows patches of 2x2, of images of any size: a class token, their mean, before them."""
+    def init(key, x):
+        return {"kernel": 0.3 * jax.random.normal(key, (12, width)), "hidden": jnp.full(width, 0.1)}, {}
+
+    def apply(params, stats, x, *, train, key=None, mask=None):
+        b, h, w, _ = x.shape
+        x = x.reshape(b, h // 2, 2, w // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, 12)
+        x = jnp.tanh(x @ params["kernel"])
+        x = x if mask is None else jnp.where(mask[..., None], params["hidden"], x)
+        if key is not None:
+            x = x * jax.vmap(lambda k: jax.random.bernoulli(k, 0.9, (width,)))(key)[:, None]
+        pooled = jnp.mean(x, axis=1)
+        return {"pooled": pooled, "tokens": jnp.concatenate([pooled[:, None], jnp.tanh(x + pooled[:, None])], axis=1)}, stats
+    return Net(init, apply)
+
+
 def words(width):
     """A text net that draws by row: a tenth of each row's features is dropped, by the row's key."""
     def init(key, x):
@@ -41,13 +58,40 @@ def batch(views):
             "text": jax.random.randint(jax.random.key(4), (16, 5), 0, 32)}
 
 
+def multi_crop():
+    """Two views, two small crops, and masks of none, one and two of the views' four patches."""
+    mask = jax.random.permutation(jax.random.key(6), jnp.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]] * 8), axis=0)
+    return {**batch(2), "crops": jax.random.normal(jax.random.key(5), (16, 2, 2, 2, 3)),
+            "mask": mask.reshape(16, 2, 4).astype(bool)}
+
+
 def towers():
     return {"image": dense(6), "text": words(6)}
 
 
+def siamese():
+    return {"backbone": dense(8), "projector": dense(6), "predictor": dense(6)}
+
+
+def crops():
+    return {"backbone": patchwise(8), "projector": dense(6), "patch_projector": dense(6)}
+
+
+# What a run tells its method.
+RUN = dict(batch=16, steps=10, examples=64)
+
 # One line a method: its nets, its arguments and a batch of 16 rows.
 TOYS = {
     "simclr": dict(nets=lambda: {"backbone": dense(8), "projector": dense(6)}, spec=dict(temperature=0.3), batch=batch(2)),
+    "byol": dict(nets=siamese, spec=dict(momentum=0.9), batch=batch(2)),
+    "moco": dict(nets=siamese, spec=dict(queue=32, momentum=0.9, shuffle=True), batch=batch(2)),
+    "moco_v3": dict(nets=siamese, spec=dict(temperature=0.5, momentum=0.9), batch=batch(2)),
+    "swav": dict(nets=crops, spec=dict(prototypes=10, queue=32, queue_epochs=0.0), batch=multi_crop()),
+    "dino": dict(nets=crops, spec=dict(prototypes=10, momentum=0.9, norm_last_layer=False), batch=multi_crop()),
+    "dinov2": dict(nets=crops, spec=dict(prototypes=10, momentum=0.9), batch=multi_crop()),
+    "barlow_twins": dict(nets=siamese, spec={}, batch=batch(2)),
+    "vicreg": dict(nets=siamese, spec={}, batch=batch(2)),
+    "simsiam": dict(nets=siamese, spec={}, batch=batch(2)),
     "clip": dict(nets=towers, spec=dict(temperature=0.3), batch=batch(1)),
     "siglip": dict(nets=towers, spec=dict(scale=4.0, bias=-2.0), batch=batch(1)),
 }
@@ -60,7 +104,7 @@ def test_every_method_has_a_toy():
 
 def build(name, **spec):
     toy = TOYS[name]
-    return names.make("methods", {"name": name, **toy["spec"], **spec}, toy["nets"]()), toy["batch"]
+    return names.make("methods", {"name": name, **toy["spec"], **spec}, toy["nets"](), **RUN), toy["batch"]
 
 
 def train(name, mesh, *, microbatches=1, steps=3, shard=None, **spec):

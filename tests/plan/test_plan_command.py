@@ -160,7 +160,7 @@ def test_a_compiled_step_takes_the_batch_that_comes(mesh):
     from simclr_jax.train.state import init_state
     config = parsed("simclr_digits", *SMALL)
     recipe, source = build.recipe(config), build.source(config)
-    method, tx = build.method(config, axis=dist.DATA), build.optimiser(config, source.size).tx
+    method, tx = build.method(config, axis=dist.DATA, examples=source.size), build.optimiser(config, source.size).tx
     step = build.step(config, mesh(2), method, tx, recipe, source)
     state = init_state(method, tx, mesh(2), step.rows, seed=config.seed)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(

@@ -50,7 +50,7 @@ def test_a_locked_tower_starts_and_stays_as_the_run_it_is_of(simclr, tmp_path):
 
 def net_state():
     config, _ = configs.parse(["train", f"--config={ROOT}/configs/simclr_digits.py", *SMALL])
-    method = build.method(config, axis=None)
+    method = build.method(config, axis=None, examples=1297)
     optimiser = build.optimiser(config, 1000)
     from simclr_jax import dist
     from simclr_jax.train.state import init_state

@@ -107,6 +107,9 @@ def test_rules_choose_by_name():
     (dict(schedule="step"), "schedule='step'"),
     (dict(decay=(("(", 0.0),)), "no regular expression"),
     (dict(rates=("head",)), "no \\(regex, number\\) pair"),
+    (dict(hold=("head",)), "config.optim.hold: 'head' is no \\(regex, number\\) pair"),
+    (dict(layer_decay=0.0), "layer_decay=0.0, wanted .* a factor above 0"),
+    (dict(steady=("(",)), "config.optim.steady: '\\(' is no regular expression"),
 ])
 def test_refusals(wrong, message):
     with pytest.raises(UsageError, match=message):
@@ -178,3 +181,93 @@ def test_scale_and_bias_of_a_loss_do_not_decay():
     made = constant(name="adamw", lr=0.1, weight_decay=0.5)
     (got,) = follow(made.tx, params, [jax.tree.map(jnp.zeros_like, params)])
     assert jax.tree.all(jax.tree.map(np.array_equal, got, params))
+
+
+def test_schedules_equal_those_of_dino():
+    for p, c in cases("dino_schedules")[::2]:  # the rate with a warm-up, the weight decay
+        made = optim.make(schedule="dino", lr=p["base_value"], scaling="none", final=p["final_value"] / p["base_value"],
+                          warmup_epochs=p["warmup_epochs"], batch=1, steps=len(c["out"]), examples=p["niter_per_ep"])
+        np.testing.assert_allclose(jax.vmap(made.rate)(jnp.arange(len(c["out"]))), c["out"], rtol=1e-5, atol=1e-9)
+
+
+def test_weight_decay_follows_its_own_cosine():
+    made = constant(name="adamw", lr=0.1, weight_decay=0.04, weight_decay_final=0.4)
+    params, w = {"kernel": jnp.float32([1.0]), "bias": jnp.float32([1.0])}, 1.0
+    for i, got in enumerate(follow(made.tx, params, [jax.tree.map(jnp.zeros_like, params)] * 60)):
+        w *= 1 - 0.1 * (0.4 + (0.04 - 0.4) * (1 + np.cos(np.pi * i / 100)) / 2)
+    np.testing.assert_allclose(got["kernel"], w, rtol=1e-5)
+    np.testing.assert_array_equal(got["bias"], 1.0)
+
+
+def test_each_tensor_is_clipped_by_itself():
+    grads = [{"a": jnp.float32([3.0, 4.0]), "b": jnp.float32([0.3, 0.4])}]
+    (got,) = follow(constant(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip_each=1.0).tx,
+                    jax.tree.map(jnp.zeros_like, grads[0]), grads)
+    np.testing.assert_allclose(got["a"], [-0.6, -0.8], rtol=1e-5)
+    np.testing.assert_allclose(got["b"], [-0.3, -0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars_byol", "lars_simclr"])
+def test_what_is_held_starts_later_as_if_it_had_had_no_gradient(name):
+    """Two epochs of four steps; Adam's averages, their corrections and momentum begin then, the schedule does not wait."""
+    rng = np.random.default_rng(2)
+    grads = [{"last": jnp.float32(g), "other": jnp.float32(g)} for g in rng.normal(size=(12, 3))]
+    params = {"last": jnp.float32([1.0, 2.0, 3.0]), "other": jnp.float32([1.0, 2.0, 3.0])}
+    how = dict(name=name, lr=0.1, weight_decay=0.1, batch=250)
+    got = follow(constant(**how, hold=(("^last$", 2.0),)).tx, params, grads)
+    free = follow(constant(**how).tx, params, grads)
+    late = follow(constant(**how).tx, params, grads[8:])
+    for i in range(12):
+        np.testing.assert_allclose(got[i]["other"], free[i]["other"], rtol=1e-6)
+        np.testing.assert_allclose(got[i]["last"], params["last"] if i < 8 else late[i - 8]["last"], rtol=1e-6)
+    cosine = optim.make(name=name, lr=0.1, scaling="none", warmup_epochs=0.0, hold=(("^last$", 2.0),), **{**RUN, "batch": 250})
+    state = cosine.tx.init(params)
+    assert jax.tree.structure(cosine.tx.update(grads[0], state, params)[1]) == jax.tree.structure(state)
+
+
+def test_a_steady_rate_is_the_peak_at_every_step():
+    params = {"predictor": jnp.float32([0.0]), "backbone": jnp.float32([0.0])}
+    made = optim.make(name="sgd", lr=0.1, scaling="none", warmup_epochs=1.0, momentum=0.0, weight_decay=0.0,
+                      steady=("^predictor",), batch=100, steps=20, examples=500)
+    got = follow(made.tx, params, [jax.tree.map(jnp.ones_like, params)] * 20)
+    np.testing.assert_allclose(got[-1]["predictor"], -2.0, rtol=1e-5)
+    np.testing.assert_allclose(got[-1]["backbone"], -sum(float(made.rate(i)) for i in range(20)), rtol=1e-5)
+
+
+def test_rows_are_brought_back_to_unit_length():
+    rng = np.random.default_rng(3)
+    w, g = rng.normal(size=(2, 4, 3))
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    params = {"prototypes": jnp.float32(w), "kernel": jnp.float32(w)}
+    made = constant(name="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, unit=("^prototypes$",))
+    (got,) = follow(made.tx, params, [jax.tree.map(lambda _: jnp.float32(g), params)])
+    moved = w - 0.5 * g
+    np.testing.assert_allclose(got["kernel"], moved, rtol=1e-5)
+    np.testing.assert_allclose(got["prototypes"], moved / np.linalg.norm(moved, axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_near_the_image_learn_more_slowly(scan):
+    """dinov2 utils/param_groups.py: factor ** (L + 1 - l), with l = 0 for patches, tokens and positions."""
+    one = {"norm1": {"scale": jnp.ones(2)}}
+    stack = {"blocks": {"norm1": {"scale": jnp.ones((3, 2))}}} if scan else {f"block{i}": one for i in (1, 2, 3)}
+    params = {"backbone": {"patches": {"kernel": jnp.ones(2)}, "positions": {"embedding": jnp.ones(2)}, "stack": stack,
+                           "norm": {"scale": jnp.ones(2)}}, "projector": {"kernel": jnp.ones(2)}}
+    made = constant(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, layer_decay=0.5, rates=(("patches/", 0.2),))
+    (got,) = follow(made.tx, params, [jax.tree.map(jnp.ones_like, params)])
+    moved = jax.tree.map(lambda p: 1 - p, got)
+    blocks = [moved["backbone"]["stack"]["blocks"]["norm1"]["scale"][i] if scan else
+              moved["backbone"]["stack"][f"block{i + 1}"]["norm1"]["scale"] for i in range(3)]
+    for x, want in zip((*blocks, moved["backbone"]["patches"]["kernel"], moved["backbone"]["positions"]["embedding"],
+                        moved["backbone"]["norm"]["scale"], moved["projector"]["kernel"]),
+                       (0.125, 0.25, 0.5, 0.0625 * 0.2, 0.0625, 1, 1)):
+        np.testing.assert_allclose(x, want, rtol=1e-6)
+
+
+def test_the_report_names_what_is_held_steady_or_of_unit_length():
+    params = {"last": {"direction": jnp.ones((2, 2))}, "predictor": {"kernel": jnp.ones(2)}}
+    lines = "\n".join(constant(hold=(("^last/", 1.5),), steady=("^predictor/",), unit=("direction$",)).report(params))
+    assert "held for 1.5 epochs: 1 tensors, 4 parameters" in lines
+    assert "at the peak rate: 1 tensors" in lines and "of unit length: 1 tensors" in lines
+    with pytest.raises(UsageError, match="'prototypes' .* is found in no parameter"):
+        constant(unit=("prototypes",)).report(params)
