@@ -13,7 +13,7 @@ MAY = {
     "replay": {"augment", "build", "config", "dist", "train", "types"},
     "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
     "plan": {"build", "config", "data", "dist"},
-    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "train.state", "train.step", "data", "augment"},
+    "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "train.guard", "train.placement", "train.state", "train.step", "data", "augment"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},
     "methods": {"types", "dist", "losses"},
