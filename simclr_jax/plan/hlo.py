@@ -126,7 +126,10 @@ def _factor(kind, group):
 
 
 def _group(rest, devices):
-    """How many devices a collective is among: replica_groups={{0,1},{2,3}} or [2,2]<=[4]; none: all."""
+    """How many devices a collective is among: replica_groups={{0,1},{2,3}}, [2,2]<=[4] or mesh['x'=2,'y'=4] {'y'}; none: all."""
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sides = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+        return math.prod(int(sides[axis]) for axis in re.findall(r"'\w+'", named[2]))
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", rest)

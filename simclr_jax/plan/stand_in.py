@@ -1,7 +1,7 @@
 """What stands in for data and tokenizers that are not here: a plan needs their numbers and sizes only."""
 from etils import epath
 
-from simclr_jax import build, data
+from simclr_jax import build, data, names
 from simclr_jax.data.source import Source
 from simclr_jax.data.tokenizer import Tokenizer
 from simclr_jax.errors import UsageError
@@ -47,7 +47,7 @@ def tokenizer(config) -> Tokenizer | None:
     if not text:
         return None
     if text.get("path") and epath.Path(text.path).exists():
-        return build.names.make("data.tokenizers", text)
+        return names.make("data.tokenizers", text)
     if text.name == "bpe":  # trained on the captions, to a size that the config says
         vocab, eot = text.size, 2
     elif text.name in VOCABULARIES:

@@ -87,6 +87,12 @@ def test_lines_of_the_tpu_compiler():
     assert hlo.largest(TPU, 1) == [(filled, "f32[8,4]", "copy")]
 
 
+@pytest.mark.parametrize("groups, count", [("{{0,2},{1,3}}", 2), ("[2,4]<=[8]", 4), ("mesh['data'=8,'model'=2] {'data'}", 8),
+                                           ("mesh['data'=8,'model'=2] {'data','model'}", 16), ("{}", 32)])
+def test_groups_as_they_are_written(groups, count):
+    assert hlo._group(f"%x), channel_id=1, replica_groups={groups}, to_apply=%add", 32) == count
+
+
 @pytest.mark.parametrize("shape, size", [("bf16[12,64]{1,0:T(8,128)(2,1)}", 16 * 128 * 2), ("f32[3]", 12), ("u8[5,5]{1,0}", 25),
                                          ("(f32[2]{0}, s32[4]{0})", 24), ("f32[8,128]{1,0:T(8,128)S(1)}", 0)])
 def test_bytes_of_shapes(shape, size):
