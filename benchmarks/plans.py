@@ -1,10 +1,10 @@
-"""The tables of docs/pods.md: what `python -m simclr_jax.plan` says of the large recipes on pods that need not be there.
+"""The tables of docs/pods.md: what `python -m simclr_jax.plan` says of large recipes on pods that need not be there.
 
     python benchmarks/plans.py --keep plans.jsonl
     python benchmarks/plans.py --keep plans.jsonl --only scaling --minutes 60
 
-Every row is a process of its own, one after the other, of a minute or more. It is kept in the file, so that the next call
-goes on where this one ended; `--minutes 0` only prints. Needs libtpu (`pip install -e '.[tpu]'`).
+Every row is a process of its own, one after the other, of a minute or more. It is kept in the file, so that the next
+call goes on where this one ended; `--minutes 0` only prints. Needs libtpu (`pip install -e '.[tpu]'`).
 """
 import argparse
 import json
@@ -55,14 +55,16 @@ def scaling():
 def where():
     """What augmentation in the step costs."""
     for place in ("device", "host"):
-        yield Row(f"augment.where={place}", "v3:8x8", "simclr_imagenet.py:batch=4096", (f"--config.augment.where={place}",))
+        more = f"--config.augment.where={place}",
+        yield Row(f"augment.where={place}", "v3:8x8", "simclr_imagenet.py:batch=4096", more)
 
 
 def gpus():
-    """SimCLR ResNet-50 on GPUs, whose compiler needs one: arithmetic alone, at the card's peak, of the step for so many devices."""
+    """SimCLR ResNet-50 on GPUs, whose compiler needs one: arithmetic alone, at the card's peak."""
     for batch in (4096, 8192):
-        yield Row(f"8 x H100, {batch:,}", "cpu:8", f"simclr_imagenet.py:batch={batch}", ("--config.microbatches=2",))
-        yield Row(f"one H100, {batch:,}", "cpu:1", f"simclr_imagenet.py:batch={batch}", (f"--config.microbatches={batch // 256}",))
+        config = f"simclr_imagenet.py:batch={batch}"
+        yield Row(f"8 x H100, {batch:,}", "cpu:8", config, ("--config.microbatches=2",))
+        yield Row(f"one H100, {batch:,}", "cpu:1", config, (f"--config.microbatches={batch // 256}",))
 
 
 TABLES = {"where": where, "recipes": recipes, "scaling": scaling, "gpus": gpus}
@@ -106,8 +108,8 @@ def _made(row):
 
 
 def _recipes(rows, kept):
-    print("| run | pod | rows a device | memory a device, GiB: kept, temporary, of | collectives: count (MiB) | TFLOP a device "
-          "| least ms: products, memory, links | compiler's ms | images/s at most | hours at least | chip-hours |")
+    print("| run | pod | rows a device | memory a device, GiB: kept, temporary, of | collectives: count (MiB) "
+          "| TFLOP a device | least ms: products, memory, links | compiler's ms | images/s at most | hours at least | chip-hours |")
     print("|" + "---|" * 11)
     for row in rows:
         r = kept.get(row.argv)
@@ -120,7 +122,8 @@ def _cells(r):
     if not r["fits"]:
         return [rows, f"does not fit: {gib(m['total'])} of {gib(m['limit'])}", "", work, "", "", "", "", ""]
     moved = ", ".join(f"{v['count']} {k} ({v['bytes'] / 2**20:.0f})" for k, v in r["collectives"].items())
-    bounds = ", ".join(f"**{1e3 * v:.1f}**" if k == r["bound_by"] else f"{1e3 * v:.1f}" for k, v in r["bounds_s"].items())
+    mark = {k: "**" * (k == r["bound_by"]) for k in r["bounds_s"]}
+    bounds = ", ".join(f"{mark[k]}{1e3 * v:.1f}{mark[k]}" for k, v in r["bounds_s"].items())
     own = f"{1e3 * r['compiler_time_s']:.1f}" if r["compiler_time_s"] else "none"
     hours = [f"{r[k]:,.1f}" if r[k] else "" for k in ("hours", "chip_hours")]
     return [rows, f"{gib(m['arguments'])}, {gib(m['temporary'])}, {gib(m['limit'])}", moved, work, bounds, own,
@@ -128,8 +131,8 @@ def _cells(r):
 
 
 def _scaling(rows, kept):
-    print("| comm | pod | batch | temporary, MiB a device | reduced, MiB | gathered, MiB | passed on, MiB | sent a device, MiB | "
-          "least ms: products, memory, links |")
+    print("| comm | pod | batch | temporary, MiB a device | reduced, MiB | gathered, MiB | passed on, MiB "
+          "| sent a device, MiB | least ms: products, memory, links |")
     print("|" + "---|" * 9)
     for row in rows:
         r = kept.get(row.argv)
@@ -138,14 +141,15 @@ def _scaling(rows, kept):
             continue
         size = lambda kind: f"{r['collectives'].get(kind, {'bytes': 0})['bytes'] / 2**20:.1f}"
         print("|", " | ".join([
-            row.name, row.topology, f"{r['batch']:,}", f"{r['memory_bytes']['temporary'] / 2**20:,.0f}", size("all-reduce"),
-            size("all-gather"), size("collective-permute"), f"{r['links_bytes'] / 2**20:.1f}",
+            row.name, row.topology, f"{r['batch']:,}", f"{r['memory_bytes']['temporary'] / 2**20:,.0f}",
+            size("all-reduce"), size("all-gather"), size("collective-permute"), f"{r['links_bytes'] / 2**20:.1f}",
             ", ".join(f"{1e3 * v:.1f}" for v in r["bounds_s"].values())]), "|")
 
 
 def _gpus(rows, kept):
     card = chips.CHIPS["NVIDIA H100 80GB HBM3"]
-    print("| run | micro-batches | TFLOP a card and step | least ms by products alone | hours at least | card-hours |\n|" + "---|" * 6)
+    print("| run | micro-batches | TFLOP a card and step | least ms by products alone | hours at least | card-hours |")
+    print("|" + "---|" * 6)
     for row in rows:
         if r := kept.get(row.argv):
             seconds = r["flops"] / card.flops

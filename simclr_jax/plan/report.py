@@ -11,7 +11,7 @@ def text(r: dict) -> str:
         f"{r['batch'] // r['mesh']['data']} rows a device"
         + (f" in {r['microbatches']} micro-batches" if r["microbatches"] > 1 else ""))
     if r["collectives"] is None:
-        say(f"does not fit: {r['needs']}")
+        say(r["needs"])
     else:
         say(f"memory a device: {size(m['total'])} of {size(m['limit'])}: {'fits' if r['fits'] else 'does not fit'}")
         say(f"  {size(m['arguments'])} arguments, {size(m['temporary'])} temporary, {size(m['output'])} output "
@@ -30,15 +30,16 @@ def text(r: dict) -> str:
     if r["time_bound_s"] is None:
         say(f"time: no bound, as the speeds of {r['device']!r} are not in simclr_jax/plan/chips.py")
     else:
-        each = ", ".join(f"{k} {1e3 * v:.1f} ms" for k, v in r["bounds_s"].items())
-        say(f"a step takes at least {1e3 * r['time_bound_s']:.1f} ms, bound by {r['bound_by']} ({each}); a bound, not a forecast")
+        each = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in r["bounds_s"].items())
+        say(f"a step takes at least {1e3 * r['time_bound_s']:.3g} ms, bound by {r['bound_by']} ({each}); "
+            "a bound, not a forecast")
         say(f"  at most {r['images_per_s']:,.0f} examples/s" + (
             "; hours unknown: give --examples=N" if r["hours"] is None else
-            f"; {r['steps']:,} steps in at least {r['hours']:.1f} hours, {r['chip_hours']:,.0f} chip-hours"))
-    say("the compiler's own estimate: " + (f"{1e3 * r['compiler_time_s']:.1f} ms" if r["compiler_time_s"] else
+            f"; {r['steps']:,} steps in at least {r['hours']:,.2f} hours, {r['chip_hours']:,.1f} chip-hours"))
+    say("the compiler's own estimate: " + (f"{1e3 * r['compiler_time_s']:.3g} ms" if r["compiler_time_s"] else
                                            "none (it counts a loop's body once)" if r["in_a_loop"] else "none"))
-    if r.get("largest_batch"):
-        say(f"largest batch that fits: {r['largest_batch']:,} ({', '.join(r['tried'])})")
+    if r.get("largest_batch") is not None:
+        say(f"largest batch that fits: {r['largest_batch'] or 'none'} (tried: {', '.join(r['tried'])})")
     return "\n".join(lines)
 
 

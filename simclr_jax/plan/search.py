@@ -80,8 +80,9 @@ def flags(settings):
 
 
 def line(settings, r):
-    bound = "" if r["time_bound_s"] is None else f", at least {1e3 * r['time_bound_s']:.1f} ms by {r['bound_by']}"
-    return f"{shown(settings)}: {'fits' if r['fits'] else 'does not fit'}, {report.size(r['memory_bytes']['total'])} a device{bound}"
+    bound = "" if r["time_bound_s"] is None else f", at least {1e3 * r['time_bound_s']:.3g} ms by {r['bound_by']}"
+    size = report.size(r["memory_bytes"]["total"])
+    return f"{shown(settings)}: {'fits' if r['fits'] else 'does not fit'}, {size} a device{bound}"
 
 
 # Each setting's values: what to add to the best settings so far.

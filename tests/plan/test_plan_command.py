@@ -70,8 +70,8 @@ def made_up(asked, limit):
 def test_search_recommends_the_quickest_that_fits(limit, microbatches, comm, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(measure, "run", made_up(asked, limit))
-    found = search.run(parsed("simclr_digits", "--config.batch=256"), say=print, devices=jax.devices()[:2], topology="cpu:2",
-                       examples=0)
+    config = parsed("simclr_digits", "--config.batch=256")
+    found = search.run(config, say=print, devices=jax.devices()[:2], topology="cpu:2", examples=0)
     assert found["fits"] and len(asked) == len(found["searched"]) <= 12
     settings = {"microbatches": 1, "method.comm": "gather"} | found["settings"]
     assert settings["microbatches"] == microbatches and settings["method.comm"] == comm
@@ -86,8 +86,9 @@ def test_search_plans_each_setting(capsys):
 
 
 @pytest.mark.parametrize("argv, why", [
-    (["--topology=cpu:16"], "this machine has 8"), (["--topology=gpu"], "cpu devices only"), (["--topology=moon"], "wanted v2"),
-    (["--topology=cpu:8", "--examples=-1"], "--examples=-1"), (["--topology=cpu:8", "--config.batch=60"], "does not divide"),
+    (["--topology=cpu:16"], "this machine has 8"), (["--topology=gpu"], "cpu devices only"),
+    (["--topology=moon"], "wanted v2"), (["--topology=cpu:8", "--examples=-1"], "--examples=-1"),
+    (["--topology=cpu:8", "--config.batch=60"], "does not divide"),
     (["--topology=cpu:8", "--config.method.comm=pigeon"], "comm='pigeon'"), (["--topolgy=cpu:8"], "topology"),
 ])
 def test_refusals(argv, why):
@@ -117,7 +118,7 @@ def test_data_that_is_not_here_has_known_numbers(monkeypatch):
     assert stand_in.tokenizer(parsed("siglip_folder")).vocab == 4096
     assert stand_in.tokenizer(parsed("simclr_digits")) is None
     with pytest.raises(UsageError, match="not here"):
-        stand_in.tokenizer(parsed("clip_vit_b32", "--config.text.name=hf", "--config.text.path=/nowhere/tokenizer.json"))
+        stand_in.tokenizer(parsed("clip_vit_b32", "--config.text.name=hf", "--config.text.path=/nowhere"))
 
 
 @pytest.mark.parametrize("said, total", [
@@ -140,8 +141,8 @@ def test_what_asks_for_too_much_is_an_answer(said, total, monkeypatch):
 
 
 def test_time_is_bound_by_the_slowest_of_three():
-    r = dict(flops_in_passes=61.5e12, memory_traffic_bytes=450e9, links_bytes=656e9, steps=1800, batch=4096, devices=128,
-             in_a_loop=False)
+    r = dict(flops_in_passes=61.5e12, memory_traffic_bytes=450e9, links_bytes=656e9, steps=1800, batch=4096,
+             devices=128, in_a_loop=False)
     compiled = type("Compiled", (), {"cost_analysis": lambda self: {"optimal_seconds": 0.05}})()
     t = measure._time(r, compiled, "TPU v3", "tpu")
     assert t["bounds_s"] == {"products": 1.0, "memory": 1.0, "links": 2.0} and t["bound_by"] == "links"
