@@ -55,8 +55,8 @@ def compiled(traced):
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        asked = re.search(r"\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)|$", str(e))
-        how = f"it asks for {asked[1]} of {asked[2]}" if asked[0] else " ".join(str(e).split())[:160]
+        asked = re.search(r"(?:Used |\()([\d.]+\w)\)? (?:of|exceeds available \w+) \(?([\d.]+\w)", str(e))
+        how = f"it asks for {asked[1]} of {asked[2]}" if asked else " ".join(str(e).split())[:160]
         raise DoesNotFit(f"the step does not fit into a device's memory: {how}; take more config.microbatches, a smaller "
                          "config.batch or more devices: python -m simclr_jax.plan --search finds what fits") from None
 

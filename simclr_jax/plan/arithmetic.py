@@ -13,7 +13,7 @@ class Products(NamedTuple):
     """Of one device: each multiplication and each addition counts one."""
 
     flops: int = 0
-    passes: int = 0  # as flops, but a product counts as the products of bf16 that it is made of: six of f32 at "highest"
+    passes: int = 0  # as flops, but a product counts as those of bf16 that it is made of: six of f32 at "highest"
     exact: bool = True  # False: a loop of unknown length was counted once, so the numbers are a lower bound
 
     def __add__(self, other):

@@ -23,7 +23,7 @@ CHIPS = {
     "TPU v2": Chip(46e12, 16 * _GIB, 700e9, 248e9, 2, _CACM),
     "TPU v3": Chip(123e12, 32 * _GIB, 900e9, 328e9, 2, f"{_TPU}v3; links: {_CACM}"),
     # Links: six of 50 GB/s.
-    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, 1, f"{_TPU}v4; memory's rate and links: Jouppi et al. 2023, arXiv:2304.01433"),
+    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, 1, f"{_TPU}v4; rates: Jouppi et al. 2023, arXiv:2304.01433"),
     # Links: half of the 400 and 1200 GB/s that the pages call bidirectional.
     "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9, 200e9, 1, f"{_TPU}v5e"),
     "TPU v5": Chip(459e12, 95 * _GIB, 2765e9, 600e9, 1, f"{_TPU}v5p"),

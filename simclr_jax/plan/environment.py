@@ -50,16 +50,19 @@ def split(topology: str) -> tuple[str, int]:
       UsageError: neither a TPU by name and shape nor cpu:N, gpu, gpu:N or local.
     """
     kind, colon, size = topology.partition(":")
-    wanted = f"--topology={topology!r}: wanted {', '.join(TPUS)} with a shape, as in v3:8x8 or v4:4x4x4; cpu:N; gpu; or local"
     if kind in TPUS:
         sides = 3 if kind in ("v4", "v5p") else 2
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{sides - 1}}}", size):
             example = f"{kind}:{'x'.join(['4'] * sides)}"
-            raise UsageError(f"--topology={topology!r}: {kind} is laid out in {sides} dimensions of chips, as in {example}")
+            raise UsageError(f"--topology={topology!r}: {kind} is laid out in {sides} dimensions of chips, as in "
+                             f"{example}")
         count = 1
         for side in size.split("x"):
             count *= int(side)
         return kind, count
-    if kind in ("cpu", "gpu", "local") and (not colon or re.fullmatch(r"[1-9]\d*", size)) and (kind != "local" or not colon):
-        return kind, int(size) if colon else int(kind == "cpu")
-    raise UsageError(wanted)
+    if kind in ("cpu", "gpu") and re.fullmatch(r"[1-9]\d*", size):
+        return kind, int(size)
+    if kind in ("cpu", "gpu", "local") and not colon:
+        return kind, int(kind == "cpu")
+    raise UsageError(f"--topology={topology!r}: wanted {', '.join(TPUS)} with a shape, as in v3:8x8 or v4:4x4x4; "
+                     "cpu:N; gpu; or local")

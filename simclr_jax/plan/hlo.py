@@ -1,7 +1,7 @@
 """What an optimised program says: its collectives and its traffic with memory, a loop's body as often as it runs.
 
-The text is that of `jax.stages.Compiled.as_text`: computations, each "%name (parameters) -> result {" and an instruction
-a line.
+The text is that of `jax.stages.Compiled.as_text`: computations, each "%name (parameters) -> result {" and a line for
+each instruction.
 """
 import collections
 import math
@@ -104,7 +104,7 @@ def loops(text: str) -> int:
 
 
 def largest(text: str, count: int) -> list[tuple[int, str, str]]:
-    """(bytes, shape, what made it) of the largest results that memory holds, several alike as one; parameters left out."""
+    """(bytes, shape, what made it) of the largest results of instructions that memory holds; not all at once."""
     bodies, entry = _bodies(text)
     found = {}
     for name in _times(bodies, entry, calls=False):
@@ -126,7 +126,11 @@ def _factor(kind, group):
 
 
 def _group(rest, devices):
-    """How many devices a collective is among: replica_groups={{0,1},{2,3}} or [2,2]<=[4]; none: all."""
+    """How many devices a collective is among: all without replica_groups={{0,1},{2,3}}, [2,2]<=[4] or
+    mesh['x'=2,'y'=4] {'y'}."""
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sides = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+        return math.prod(int(sides[axis]) for axis in re.findall(r"'\w+'", named[2]))
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", rest)
@@ -135,8 +139,8 @@ def _group(rest, devices):
 
 def _short(name: str) -> str:
     """The end of an op's path, where the layer is."""
-    parts = [p for p in name.split("/") if not re.match(r"(jit|jvp|transpose|shard_map|vmap|while|body|closed_call)\b", p)]
-    return "/".join(parts[-4:])
+    wrapped = r"(jit|jvp|transpose|shard_map|vmap|while|body|closed_call)\b"
+    return "/".join([p for p in name.split("/") if not re.match(wrapped, p)][-4:])
 
 
 def _bodies(text):
@@ -162,7 +166,7 @@ def _times(bodies, entry, calls=True):
 
 
 def _bound(line, bodies):
-    """How often the loop in a line runs: as the compiler notes, else the constant in its condition; 1 if there is none."""
+    """How often the loop in a line runs: as the compiler notes, else the constant in its condition, else 1."""
     if noted := re.search(r'known_trip_count\W+n\W+(\d+)', line):
         return int(noted[1])
     condition = re.search(r"condition=%([\w.-]+)", line)

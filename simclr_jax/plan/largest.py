@@ -20,7 +20,8 @@ def find(config, result: dict, **given) -> dict:
     if result["memory_bytes"]["limit"] is None:
         return {"largest_batch": None, "tried": []}
     low, tried = bisect(config.batch // unit, result, measured)
-    return {"largest_batch": low * unit, "tried": [f"{n * unit:,} {'fits' if fits else 'does not'}" for n, fits in tried]}
+    said = [f"{n * unit:,} {'fits' if fits else 'does not'}" for n, fits in tried]
+    return {"largest_batch": low * unit, "tried": said}
 
 
 def bisect(n: int, first: dict, measured, compilations: int = COMPILATIONS):

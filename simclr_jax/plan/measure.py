@@ -20,7 +20,7 @@ def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict
       keep: a path to write the optimised program to.
 
     Returns:
-      What --json prints, of which all that counts bytes or products is of one device (a core on v2 and v3) and one step:
+      What --json prints; all that counts bytes or products is of one device (a core on v2 and v3) and one step:
       topology, devices, batch, fits, memory_bytes {arguments, temporary, output, total, limit}, collectives {kind:
       {count, bytes}}, flops, time_bound_s, bound_by, compiler_time_s, images_per_s; and beside these device, takes
       {parameters, optimiser, extra, batch: bytes}, largest [[bytes, shape, origin]], links_bytes, memory_traffic_bytes,
@@ -68,7 +68,8 @@ def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict
 def takes(step) -> dict:
     """Bytes a device holds from step to step, by what they are; the batch is that of a step."""
     def size(tree):
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+        local = [(x.sharding.shard_shape(x.shape), np.dtype(x.dtype)) for x in jax.tree.leaves(tree)]
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in local)
     return {"parameters": size(step.state.params), "optimiser": size(step.state.opt_state),
             "extra": size(step.state.extra), "batch": size(step.batch)}
 

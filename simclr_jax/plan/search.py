@@ -1,10 +1,10 @@
 """Tries settings of a config that change what it costs and not what it computes, and recommends one."""
 from simclr_jax import dist
 from simclr_jax.errors import UsageError
-from simclr_jax.plan import measure
+from simclr_jax.plan import measure, report
 
 MICROBATCHES = 2, 4, 8, 16, 32
-BLOCKS = 1024, 4096, 16384
+BLOCKS = 512, 2048, 8192
 MODEL = 2, 4
 ALIKE = 1.02  # bounds within this factor are one: then less memory wins
 
@@ -12,8 +12,8 @@ ALIKE = 1.02  # bounds within this factor are one: then less memory wins
 def run(config, *, say, **given) -> dict:
     """Plans variants of the config, one setting at a time from the best so far, and returns the best plan.
 
-    First how to fit: as it is, activations made again, micro-batches, parameters over a `model` axis. Then, from the best
-    that fits, how the loss meets other devices' rows and the side of its tiles.
+    In turn: how the loss meets other devices' rows, activations made again, micro-batches and parameters over a `model`
+    axis (more of these only until it fits, since they cost time), and the side of the loss's tiles.
 
     Returns:
       What `measure.run` returns, of the recommended settings, with settings {field: value} and searched, a list of all
@@ -40,10 +40,9 @@ def run(config, *, say, **given) -> dict:
         return tried[key][1]
 
     plan({})
-    for axis in (_remat, _microbatches, _model, _comm, _block):
+    for axis in (_comm, _remat, _microbatches, _model, _block):
         best, found = recommended(tried.values())
         for settings in axis(config, len(given["devices"])):
-            # More pieces, or more devices to a model, cost time: no more of them than it takes to fit.
             if axis in (_microbatches, _model) and found["fits"]:
                 break
             result = plan(best | settings)
@@ -81,9 +80,8 @@ def flags(settings):
 
 
 def line(settings, r):
-    total = r["memory_bytes"]["total"]
-    size = "unknown" if total is None else f"{total / 2**30:.2f} GiB"
-    bound = "" if r["time_bound_s"] is None else f", at least {1e3 * r['time_bound_s']:.1f} ms by {r['bound_by']}"
+    bound = "" if r["time_bound_s"] is None else f", at least {1e3 * r['time_bound_s']:.3g} ms by {r['bound_by']}"
+    size = report.size(r["memory_bytes"]["total"])
     return f"{shown(settings)}: {'fits' if r['fits'] else 'does not fit'}, {size} a device{bound}"
 
 

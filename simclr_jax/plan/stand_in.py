@@ -1,7 +1,7 @@
 """What stands in for data and tokenizers that are not here: a plan needs their numbers and sizes only."""
 from etils import epath
 
-from simclr_jax import build, data
+from simclr_jax import build, data, names
 from simclr_jax.data.source import Source
 from simclr_jax.data.tokenizer import Tokenizer
 from simclr_jax.errors import UsageError
@@ -13,7 +13,7 @@ KNOWN = {
     ("tfds", "stl10", "unlabelled"): (100000, (96, 96)), ("tfds", "food101", "train"): (75750, None),
     ("digits", None, "train"): (1297, (8, 8)),
 }
-# Ids and end token where a file would say: openai/CLIP's clip/simple_tokenizer.py; c4_en of big_vision's SigLIP configs.
+# Ids and end token where a file would say: openai/CLIP's clip/simple_tokenizer.py; c4_en of big_vision's SigLIP.
 VOCABULARIES = {"clip": (49408, 49407), "sentencepiece": (32000, 1)}
 # Of a run whose number of examples nobody knows. It sets the rate's schedule, which costs the same whatever its length.
 ANY = 10**9
@@ -47,12 +47,12 @@ def tokenizer(config) -> Tokenizer | None:
     if not text:
         return None
     if text.get("path") and epath.Path(text.path).exists():
-        return build.names.make("data.tokenizers", text)
+        return names.make("data.tokenizers", text)
     if text.name == "bpe":  # trained on the captions, to a size that the config says
         vocab, eot = text.size, 2
     elif text.name in VOCABULARIES:
         vocab, eot = VOCABULARIES[text.name]
     else:
-        raise UsageError(f"config.text.path={text.get('path', '')!r} is not here, and vocabularies of {text.name!r} differ "
-                         "in size; give the path of the file")
+        raise UsageError(f"config.text.path={text.get('path', '')!r} is not here, and vocabularies of {text.name!r} "
+                         "differ in size; give the path of the file")
     return Tokenizer(None, vocab, text.length, eot, 0, f"{text.name}: {vocab} tokens, not here", 0)

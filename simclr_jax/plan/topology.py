@@ -27,7 +27,7 @@ def devices(topology: str) -> list:
     found = jax.devices()
     if kind != "local" and found[0].platform != kind:
         raise UsageError(f"--topology={topology}: this JAX has {found[0].platform} devices only; "
-                         + ("pip install -e '.[gpu]' on a machine with one" if kind == "gpu" else "unset JAX_PLATFORMS"))
+                         + ("pip install -e '.[gpu]' where there is one" if kind == "gpu" else "unset JAX_PLATFORMS"))
     if count > len(found):
         raise UsageError(f"--topology={topology}: this machine has {len(found)}; take at most that")
     return found[:count or None]

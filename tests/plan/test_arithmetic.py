@@ -45,7 +45,8 @@ def test_products_of_f32_are_made_of_several_of_bf16(precision, passes):
 def test_a_strided_convolution_and_both_its_gradients_need_the_same_products():
     """Along an axis of 8, three taps two by two after a zero: 4 places of 3 taps, of which one tap meets the zero."""
     x, k = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
-    conv = lambda x, k: lax.conv_general_dilated(x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    kinds = "NHWC", "HWIO", "NHWC"
+    conv = lambda x, k: lax.conv_general_dilated(x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=kinds)
     one = 2 * 2 * 3 * 5 * 11 * 11
     assert count(conv, x, k).flops == one
     assert count(jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), argnums=(0, 1)), x, k).flops == 3 * one

@@ -21,7 +21,8 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh):
         table = lax.all_gather(x, "data", tiled=True)
         return x + lax.psum(table.sum(0), "data")
     found = hlo.collectives(compiled(program, mesh(4), jnp.zeros((8, 8))))
-    assert hlo.by_kind(found) == {"all-gather": {"count": 1, "bytes": 8 * 8 * 4}, "all-reduce": {"count": 1, "bytes": 32},
+    assert hlo.by_kind(found) == {"all-gather": {"count": 1, "bytes": 8 * 8 * 4},
+                                  "all-reduce": {"count": 1, "bytes": 32},
                                   "collective-permute": {"count": 3, "bytes": 3 * 2 * 8 * 4}}
     assert hlo.sent(found) == 3 / 4 * 256 + 2 * 3 / 4 * 32 + 3 * 64
 
@@ -56,7 +57,7 @@ TPU = """HloModule jit_step, num_partitions=4
 
 %body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %x = f32[8,4]{1,0:T(8,128)} get-tuple-element(%p), index=1
-  %go = (f32[8,4]{1,0:T(8,128)}, f32[8,4]{1,0:T(8,128)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %go = (f32[8,4]{1,0:T(8,128)}, f32[8,4]{1,0:T(8,128)}, u32[]{:S(2)}) collective-permute-start(%x)
   %done = f32[8,4]{1,0:T(8,128)} collective-permute-done(%go)
   ROOT %out = (s32[], f32[8,4]) tuple(%i, %done)
 }
@@ -78,7 +79,8 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 
 def test_lines_of_the_tpu_compiler():
     found = hlo.collectives(TPU)
-    assert hlo.by_kind(found) == {"all-reduce": {"count": 1, "bytes": 20}, "collective-permute": {"count": 7, "bytes": 7 * 128}}
+    assert hlo.by_kind(found) == {"all-reduce": {"count": 1, "bytes": 20},
+                                  "collective-permute": {"count": 7, "bytes": 7 * 128}}
     assert {label for _, label in found} == {"all-reduce, combined", "async collective-permute"}
     assert hlo.sent(found) == 2 * 1 / 2 * 20 + 7 * 128
     # A tile is 8 x 128 numbers, however few are used; what is on the chip costs nothing.
@@ -87,7 +89,14 @@ def test_lines_of_the_tpu_compiler():
     assert hlo.largest(TPU, 1) == [(filled, "f32[8,4]", "copy")]
 
 
-@pytest.mark.parametrize("shape, size", [("bf16[12,64]{1,0:T(8,128)(2,1)}", 16 * 128 * 2), ("f32[3]", 12), ("u8[5,5]{1,0}", 25),
-                                         ("(f32[2]{0}, s32[4]{0})", 24), ("f32[8,128]{1,0:T(8,128)S(1)}", 0)])
+@pytest.mark.parametrize("groups, count", [("{{0,2},{1,3}}", 2), ("[2,4]<=[8]", 4),
+                                           ("mesh['data'=8,'model'=2] {'data'}", 8),
+                                           ("mesh['data'=8,'model'=2] {'data','model'}", 16), ("{}", 32)])
+def test_groups_as_they_are_written(groups, count):
+    assert hlo._group(f"%x), channel_id=1, replica_groups={groups}, to_apply=%add", 32) == count
+
+
+@pytest.mark.parametrize("shape, size", [("bf16[12,64]{1,0:T(8,128)(2,1)}", 16 * 128 * 2), ("f32[3]", 12),
+                                         ("u8[5,5]{1,0}", 25), ("(f32[2]{0}, s32[4]{0})", 24), ("f32[8,128]{1,0:T(8,128)S(1)}", 0)])
 def test_bytes_of_shapes(shape, size):
     assert hlo._stored(shape) == size

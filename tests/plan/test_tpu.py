@@ -9,7 +9,8 @@ import pytest
 
 from runs import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")]
+THERE = importlib.util.find_spec("libtpu") is not None
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not THERE, reason="libtpu is not installed")]
 
 
 def plan(*argv):
