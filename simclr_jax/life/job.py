@@ -71,3 +71,10 @@ def client():
     """The key-value store of the job, which needs no device; None for one process."""
     from jax._src import distributed  # no public way to it
     return distributed.global_state.client
+
+
+def address() -> tuple[str, int]:
+    """(host, port) of process 0."""
+    from jax._src import distributed
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -8,6 +8,7 @@ where each process is, who was asked to stop, and who has left and why.
 To stop at one step, every process reports the step that it is certain to reach; they stop at the largest. As none goes
 on while a request is open, all can.
 """
+import ctypes
 import faulthandler
 import json
 import os
@@ -51,6 +52,7 @@ class Life:
         self._sure = None  # the step that is certain to be reached; None: not in the loop yet
         self._peers: dict[int, dict] = {}
         self._over = threading.Event()
+        self._calling = None  # since when process 0 has not answered
 
     # What the loop says and asks.
 
@@ -92,6 +94,8 @@ class Life:
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                     self._handlers[number] = signal.signal(number, lambda *_: None)
+        if self._many:
+            self._abort_before = _on_abort(ctypes.cast(ctypes.CDLL(None).sleep, ctypes.c_void_p))
         self._first = None
         self._threads = [threading.Thread(target=self._mind, daemon=True, name="life: mind")]
         if self._many:
@@ -111,6 +115,8 @@ class Life:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._before_fd)
+        if self._many:
+            _on_abort(self._abort_before)
         os.close(self._read)
         os.close(self._write)
 
@@ -149,12 +155,29 @@ class Life:
                 if self._clock - asked > self._grace and place != "save":
                     self._end(75, f"stopped unsaved: at step {step} ({place}) for more than {self._grace:g} s after the "
                               "request (config.life.grace); the same command goes on from the last checkpoint")
+            if self._many and self._me and self._calling is not None and self._clock - self._calling > min(
+                    1.5, self._heartbeat):
+                self._seek()
             if begun and held > self._abort:
                 self._end(75, f"stuck: {self._blame(place, step, held)}; ended after {self._abort:g} s "
                           "(config.life.abort), the same command goes on from the last checkpoint", stacks=True)
             if begun and held > self._warn and warned != (place, step):
                 warned = place, step
                 self._say(f"warning: {self._blame(place, step, held)}")
+
+    def _seek(self):
+        """Ends this process if process 0 is gone. Its store does not say so: JAX's client then blocks for ever."""
+        host, port = job.address()
+        gone = self._clock - self._calling > self._heartbeat
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except ConnectionRefusedError:
+            gone = True  # the machine is there, and the process is not
+        except OSError:
+            pass
+        if gone and not self._over.is_set():
+            self._last_words(75, f"process 0 on {host}, by which the job is run, is lost; the same command goes on from the "
+                             "last checkpoint", False)
 
     def _signal(self, number):
         name = signal.Signals(number).name
@@ -207,8 +230,8 @@ class Life:
     # The thread that meets the others.
 
     def _meet(self):
-        client, beat, heard, unreachable = job.client(), 0, {}, None
-        reported, posted = False, False
+        client, beat, heard = job.client(), 0, {}
+        reported = posted = False
         while not self._over.wait(TICK if self._asked_at is None else 0.1):
             beat += 1
             with self._change:
@@ -216,13 +239,13 @@ class Life:
                 mine = {"place": self._place, "step": self._step, "held": held, "beat": beat,
                         "host": socket.gethostname()}
                 asked, sure = self._asked_at is not None, self._sure
+            self._calling = self._clock if self._calling is None else self._calling
             try:
                 client.key_value_set(f"{KEY}/at/{self._me}", json.dumps(mine), allow_overwrite=True)
                 if asked and not posted:
                     client.key_value_set(f"{KEY}/news/asked/{self._me}", "1", allow_overwrite=True)
                     posted = True
-                news = dict(client.key_value_dir_get(f"{KEY}/news/"))
-                self._hear(news)
+                self._hear(dict(client.key_value_dir_get(f"{KEY}/news/")))
                 if asked and not reported:
                     client.key_value_set(f"{KEY}/stop/{self._me}", json.dumps(sure))
                     reported = True
@@ -230,12 +253,9 @@ class Life:
                     self._settle(client.key_value_dir_get(f"{KEY}/stop/"))
                 if self._me == 0 or held > min(self._warn, self._abort) / 2:
                     self._look(dict(client.key_value_dir_get(f"{KEY}/at/")), heard)
-                unreachable = None
-            except Exception as e:  # gRPC's, of which JAX makes several kinds
-                unreachable = self._clock if unreachable is None else unreachable
-                if self._clock - unreachable > min(self._heartbeat, 5) and not self._over.is_set():
-                    self._last_words(75, f"process 0, which the job is run by, is lost ({' '.join(str(e).split())[:80]}); "
-                                     "the same command goes on from the last checkpoint", False)
+                self._calling = None
+            except Exception:  # gRPC's, of which JAX makes several kinds; `_seek` finds out what it means
+                pass
 
     def _hear(self, news):
         for key, value in sorted(news.items()):
@@ -275,6 +295,18 @@ class Life:
                                          json.dumps({"code": code, "text": text[:2000], "stacks": stacks}))
         except Exception:  # process 0 is gone, or it was told before
             pass
+
+
+def _on_abort(handler):
+    """Installs a C function of the signal's number on SIGABRT, and returns the one before.
+
+    When process 0 dies, a thread of JAX aborts every other process at once, and its C++ stack is all that they leave. With
+    C's own `sleep` as the handler that thread sleeps for 6 seconds (SIGABRT is 6) before it goes on to abort, in which
+    `_meet` finds process 0 lost, says so and ends the process with a code of ours. No Python runs in the handler.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    return libc.signal(signal.SIGABRT, handler)
 
 
 # What a collective raises when the process at its other end is gone.

@@ -92,7 +92,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
     clock, tracer = _Clock(batch, total, step), _Tracer(profile or {"start": 0, "steps": 0}, workdir)
     feed = Feed(batches, place)
     try:
-        before = None  # (step, batch, metrics) of the step before
+        before, seen = None, step  # (step, batch, metrics) of the step before; the last step that was looked at
         same = digest.Same(state, mesh)
         if odd := same(state):
             raise UsageError(f"before the first step: {odd}; start all processes with the same command")
@@ -102,7 +102,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             if placed is None or not life.goes(step):
                 leave(step, state)
             tracer.before(step)
-            life.at("step", step + 1)
+            life.at("step" if before else "compile", step + 1)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_fn(state, placed)
             metrics["in_a_row"].copy_to_host_async()
@@ -111,7 +111,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             jax.block_until_ready((earlier or before)[2])  # two steps in flight at most
             if earlier is None:
                 clock.compiled(step, feed.waited)
-            else:
+            elif earlier[0] > seen:
                 look(*earlier)
             tracer.after(step, metrics)
             log.tick(step)
@@ -119,7 +119,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             saves = step % save_every == 0 or last or stopping or due(step)
             if step % log_every == 0 or saves:
                 look(*before)
-                before = None
+                seen = step
                 numbers = {f"train/{k}": float(v) for k, v in metrics.items()}
                 numbers |= {"train/lr": float(rate(step - 1)), **clock.lap(step, feed.waited)}
                 log.write(step, numbers)

@@ -1,0 +1,147 @@
+"""A process of a training run with something wrong in it: `child.py FAULT [FLAG ...]`, the flags those of the command.
+
+Faults are put into the real command from outside, so that what is tested is what users run. FAULT is "none" or a name
+below, with ":process" for those that befall one process only.
+"""
+import os
+import sys
+import time
+
+import numpy as np
+
+
+def sleeping_loader():
+    """Alive, but its reader does not come back."""
+    from simclr_jax import build
+    feed = build.feed
+
+    def slow(*args, **kwargs):
+        for i, rows in enumerate(feed(*args, **kwargs)):
+            if i == 5:
+                time.sleep(600)
+            yield rows
+    build.feed = slow
+
+
+def slow_loader():
+    """Every batch takes a while, so that a step is mostly a wait for data."""
+    from simclr_jax import build
+    feed = build.feed
+
+    def slow(*args, **kwargs):
+        for rows in feed(*args, **kwargs):
+            time.sleep(2)
+            yield rows
+    build.feed = slow
+
+
+def failing_loader():
+    from simclr_jax import build
+    feed = build.feed
+
+    def fails(*args, **kwargs):
+        for i, rows in enumerate(feed(*args, **kwargs)):
+            if i == 5:
+                raise OSError(5, "Input/output error", "disk")
+            yield rows
+    build.feed = fails
+
+
+def short_batch():
+    """Fewer rows than the others have."""
+    from simclr_jax import build
+    feed = build.feed
+    build.feed = lambda *args, **kwargs: ({k: v[:-2] for k, v in rows.items()} for rows in feed(*args, **kwargs))
+
+
+def other_seed():
+    """Parameters drawn from a seed of this process's own, as when a global random state is used."""
+    from simclr_jax.train import __main__ as command
+    init = command.init_state
+    command.init_state = lambda *args, seed, **kwargs: init(*args, seed=seed + 1, **kwargs)
+
+
+def drifting():
+    """A device's memory goes wrong in the middle of the run: this process's parameters move by a bit."""
+    import jax
+    from simclr_jax.train import __main__ as command
+    make = command.make_step
+
+    def made(*args, **kwargs):
+        step_fn, count = make(*args, **kwargs), [0]
+
+        def step(state, batch):
+            state, metrics = step_fn(state, batch)
+            count[0] += 1
+            if count[0] == 3:
+                moved = [np.nextafter(np.asarray(x.addressable_data(0)), np.float32(9)) for x in jax.tree.leaves(state.params)]
+                state = state.replace(params=jax.tree.unflatten(jax.tree.structure(state.params), [
+                    jax.make_array_from_single_device_arrays(x.shape, x.sharding, [jax.device_put(m, s.device)
+                                                                                  for s in x.addressable_shards])
+                    for x, m in zip(jax.tree.leaves(state.params), moved)]))
+            return state, metrics
+        return step
+    command.make_step = made
+
+
+def slow_step():
+    """A tenth of a second more a step, so that signals come within the run."""
+    from simclr_jax.train import __main__ as command
+    make = command.make_step
+
+    def made(*args, **kwargs):
+        step_fn = make(*args, **kwargs)
+        return lambda *given: (time.sleep(0.1), step_fn(*given))[1]
+    command.make_step = made
+
+
+def slow_compile():
+    from simclr_jax.train import __main__ as command
+    make = command.make_step
+
+    def made(*args, **kwargs):
+        step_fn, first = make(*args, **kwargs), [True]
+
+        def step(*given):
+            if hasattr(given[0].step, "addressable_shards") and first:  # and not where shapes alone are asked for
+                first.clear()
+                print("compiling", flush=True)
+                _in_c(600)
+            return step_fn(*given)
+        return step
+    command.make_step = made
+
+
+def _in_c(seconds):
+    """Blocks the main thread where Python runs no signal handler, as XLA's compiler does."""
+    import ctypes
+    end = time.time() + seconds
+    while time.time() < end:  # a signal cuts the C sleep short
+        ctypes.CDLL(None).sleep(int(end - time.time()) + 1)
+
+
+def slow_eval():
+    from simclr_jax import watch
+    watch.make = lambda *args, **kwargs: lambda state: (print("evaluating", flush=True), time.sleep(600), {})[2]
+
+
+def only_one_saves():
+    """The usual mistake, `if process_index == 0: save()`, as the others live it."""
+    from simclr_jax.train.checkpoint import Checkpoints
+    Checkpoints.save = lambda *args, **kwargs: None
+
+
+def main(argv):
+    fault, _, process = argv[1].partition(":")
+    own = next((a.split("=")[1] for a in argv if a.startswith("--process=")), "0")
+    if fault != "none" and process in ("", own):
+        globals()[fault]()
+    from simclr_jax.life import command
+    from simclr_jax.train.__main__ import main as train
+    sys.argv = ["train", *argv[2:]]
+    command(train)
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    main(sys.argv)

@@ -1,0 +1,84 @@
+"""Jobs of one or several real processes for the tests here: started, waited for, killed by their own ids, and read."""
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CHILD = pathlib.Path(__file__).with_name("child.py")
+FLAGS = [f"--config={ROOT}/configs/simclr_digits.py", "--config.batch=16", "--config.steps=900",
+         "--config.nets.backbone.channels=(4,)", "--config.nets.projector.hidden=8", "--config.nets.projector.out=8",
+         "--config.optim.name=sgd", "--config.optim.lr=0.01", "--config.optim.warmup_epochs=0.1", "--config.log_every=1",
+         "--config.checkpoint.every=900", "--config.evals.every=0", "--config.pictures=false", "--config.devices=1",
+         "--config.life.heartbeat=5", "--config.compile_cache=false"]
+
+
+class Job:
+    """Processes with an output file each."""
+
+    def __init__(self, tmp_path, *more, processes=1, fault="none", workdir=None, command=None):
+        self.workdir = workdir or tmp_path / "run"
+        self.outputs = [tmp_path / f"out-{time.monotonic_ns()}-{i}" for i in range(processes)]
+        port = free_port()
+        together = [f"--coordinator=localhost:{port}", f"--processes={processes}"] if processes > 1 else []
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.processes = []
+        for i in range(processes):
+            number = [f"--process={i}"] if together else []
+            with open(self.outputs[i], "w") as out:
+                self.processes.append(subprocess.Popen(
+                    [sys.executable, CHILD, fault, *FLAGS, f"--workdir={self.workdir}", *more, *together, *number],
+                    env=environment, stdout=out, stderr=subprocess.STDOUT))
+
+    def text(self, i=0):
+        return self.outputs[i].read_text()
+
+    def all(self):
+        return "\n".join(f"--- process {i}, {p.poll()}\n{self.text(i)[-3000:]}" for i, p in enumerate(self.processes))
+
+    def last(self, i=0):
+        """The last line that process i wrote."""
+        return self.text(i).rstrip().splitlines()[-1]
+
+    def until(self, words, i=0, wait=60):
+        """Returns when process i has written `words`."""
+        end = time.monotonic() + wait
+        while words not in self.text(i):
+            if time.monotonic() > end or self.processes[i].poll() is not None:
+                self.kill()
+                pytest.fail(f"process {i} did not say {words!r}:\n{self.all()}")
+            time.sleep(0.05)
+
+    def signal(self, number, i=0):
+        self.processes[i].send_signal(number)
+
+    def codes(self, wait=60):
+        """The exit codes; a job that does not end is a failure."""
+        end = time.monotonic() + wait
+        for p in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                p.wait(max(0.1, end - time.monotonic()))
+        if any(p.poll() is None for p in self.processes):
+            text = self.all()
+            self.kill()
+            pytest.fail(f"the job did not end within {wait} s:\n{text}")
+        return [p.returncode for p in self.processes]
+
+    def kill(self):
+        for p in self.processes:
+            if p.poll() is None:
+                p.send_signal(signal.SIGKILL)
+            p.wait()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
