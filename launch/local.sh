@@ -44,7 +44,7 @@ while [[ -n $(jobs -rp) ]]; do
   # A trapped signal cuts the wait short with 128 + its number while the processes still run.
   if ((code != 0 && status == 0)) && ! { ((code > 128)) && [[ $(jobs -rp | wc -l) -eq $n ]]; }; then
     status=$code
-    kill -TERM $(jobs -rp) 2>/dev/null || true
+    jobs -rp | xargs -r kill -TERM 2>/dev/null || true
   fi
 done
 exit "$status"
