@@ -16,13 +16,15 @@ from simclr_jax.types import Method
 def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method:
     """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
 
-    A method may ask for `steps` of the run, the global `batch` and the `examples` of the source, as an optimiser does. A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+    A method may ask for `steps` of the run, the global `batch` and the `examples` of the source, as an optimiser does. A
+    text net learns the number of tokens, the length of a text and the end token from the tokenizer.
     """
     given = {"axis": axis}
     if tokenizer is not None:
         given |= {"vocab": tokenizer.vocab, "length": tokenizer.length, "eot": tokenizer.eot}
     nets = {role: names.make("nets", spec, **given) for role, spec in config.nets.items()}
-    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples), examples=examples)
+    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples),
+                      examples=examples)
 
 
 def tokenizer(config, source, workdir):

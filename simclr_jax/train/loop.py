@@ -13,7 +13,8 @@ from simclr_jax.train.stop import Stop
 
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
-        problems: Callable = list, at_bounds: Callable | None = None, guard: Callable | None = None, profile: dict | None = None, workdir=None):
+        problems: Callable = list, at_bounds: Callable | None = None, guard: Callable | None = None,
+        profile: dict | None = None, workdir=None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:
