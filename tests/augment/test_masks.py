@@ -1,4 +1,6 @@
 """Block masks: how many, in what shapes, drawn by the row alone."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,14 @@ from simclr_jax.errors import UsageError
 RECIPE = augment.build(((("resize", dict(size=28)),),) * 2 + ((("resize", dict(size=14)),),))
 
 
+@functools.lru_cache(maxsize=None)
+def compiled(seed, how):
+    return jax.jit(make(RECIPE, seed, patch=2, **dict(how)))
+
+
 def masks(ids, seed=0, **how):
     ids = jnp.stack([jnp.asarray(ids), jnp.zeros(len(ids), int)], axis=1).astype(jnp.uint32)
-    return np.asarray(jax.jit(make(RECIPE, seed, patch=2, **how))({"id": ids})["mask"])
+    return np.asarray(compiled(seed, tuple(how.items()))({"id": ids})["mask"])
 
 
 def test_half_of_the_views_are_masked_by_shares_between_the_two():
@@ -27,11 +34,10 @@ def test_half_of_the_views_are_masked_by_shares_between_the_two():
 
 
 def test_a_row_is_masked_the_same_in_any_company_and_each_view_by_itself():
-    np.testing.assert_array_equal(masks([3, 7, 11], chance=1.0)[1], masks([7], chance=1.0)[0])
-    found = masks([7], chance=1.0)[0]
+    found = masks([3, 7, 11], chance=1.0)[1]
+    np.testing.assert_array_equal(masks([7], chance=1.0)[0], found)
     assert not np.array_equal(found[0], found[1])
     assert not np.array_equal(masks([7], seed=1, chance=1.0)[0], found)
-    assert not masks([7], chance=0.0).any()
 
 
 def test_patches_are_hidden_in_blocks():
@@ -41,11 +47,11 @@ def test_patches_are_hidden_in_blocks():
     assert both > 2 * found.mean()
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 98])
-def test_never_more_than_asked(count):
-    found = jax.jit(jax.vmap(lambda key: block(key, 14, count, 0.3)))(jax.random.split(jax.random.key(0), 64))
-    hidden = np.asarray(found).sum(axis=(1, 2))
-    assert hidden.max() <= count and (count < 5 or hidden.mean() > 0.9 * count)
+def test_never_more_than_asked():
+    of = jax.jit(jax.vmap(lambda key, count: block(key, 14, count, 0.3), in_axes=(0, None)))
+    for count in (0, 1, 5, 98):
+        hidden = np.asarray(of(jax.random.split(jax.random.key(0), 64), count)).sum(axis=(1, 2))
+        assert hidden.max() <= count and (count < 5 or hidden.mean() > 0.9 * count)
 
 
 @pytest.mark.parametrize("wrong, message", [
