@@ -4,9 +4,9 @@
 
 Variants, after a colon: epochs=1000 (40, 100, 300), batch=4096, dtype=bfloat16|float32.
 
-Recipe: deepmind-research byol/configs/byol.py: LARS with the rate after the momentum, by 256 rows, weight decay, momentum of
-the target by epochs: 40: .45, 1e-6, .97; 100: .45, 1e-6, .99; 300: .3, 1e-6, .99; 1000: .2, 1.5e-6, .996. 10 epochs of
-warm-up, heads 4096-256.
+Recipe: deepmind-research byol/configs/byol.py: LARS with the rate after the momentum, by 256 rows, weight decay,
+momentum of the target by epochs: 40: .45, 1e-6, .97; 100: .45, 1e-6, .99; 300: .3, 1e-6, .99; 1000: .2, 1.5e-6, .996.
+10 epochs of warm-up, heads 4096-256.
 
 Hardware  about 8 h on 512 TPU v3 cores (paper's code: byol README.md). Ours: not yet run.
 Expected  linear evaluation, top-1, 1000 epochs: 74.0 to 74.5 (paper's code: byol README.md). Ours: not yet run.

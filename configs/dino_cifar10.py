@@ -8,7 +8,8 @@ Variants, after a colon: batch=256, epochs=1000, crops=4.
 Head of the paper with 4096 prototypes; crops of 16 beside the views of SimCLR on CIFAR. Ours, not published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
-Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 89.52 (solo-learn README.md). Ours: not yet run.
+Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 89.52 (solo-learn README.md). Ours: not
+          yet run.
 """
 from configs.common import recipes
 from configs.common.cifar import cifar10

@@ -4,13 +4,14 @@
 
 Variants, after a colon: size=S (B), patch=16 (8), epochs=100, batch=512, boost=false, dtype=bfloat16|float32.
 
-Recipe: facebookresearch/dino README.md: AdamW at 5e-4 by 256 rows, 10 epochs of warm-up, to 1e-6, weight decay .04 to .4, each tensor
-clipped at 3.0, momentum .996, 65,536 prototypes whose layer waits an epoch, stochastic depth .1, teacher at T .04. boost: T from .04 to
-.07 in 30 epochs, lengths of the last layer learned; for 300 epochs.
+Recipe: facebookresearch/dino README.md: AdamW at 5e-4 by 256 rows, 10 epochs of warm-up, to 1e-6, weight decay .04 to
+.4, each tensor clipped at 3.0, momentum .996, 65,536 prototypes whose layer waits an epoch, stochastic depth .1,
+teacher at T .04. boost: T from .04 to .07 in 30 epochs, lengths of the last layer learned; for 300 epochs.
 
 Hardware  8 GPUs of 64 rows each; boost: 16 (paper's code). Ours: not yet run.
-Expected  k-NN and linear, top-1: ViT-S/16 69.3 and 74.0 after 100 epochs, boosted 73.3 and 76.0 after 300; released S/16 74.5 and 77.0,
-          S/8 78.3 and 79.7, B/16 76.1 and 78.2, B/8 77.4 and 80.1 (dino README.md). Ours: not yet run.
+Expected  k-NN and linear, top-1: ViT-S/16 69.3 and 74.0 after 100 epochs, boosted 73.3 and 76.0 after 300; released
+          S/16 74.5 and 77.0, S/8 78.3 and 79.7, B/16 76.1 and 78.2, B/8 77.4 and 80.1 (dino README.md). Ours: not yet
+          run.
 """
 from configs.common import recipes
 from configs.common.imagenet import imagenet

@@ -5,7 +5,8 @@
 
 Variants, after a colon: steps=2000, crops=4.
 
-Data, net and views are those of simclr_digits.py. The net is a small ViT; four small crops beside them. Ours, not published.
+Data, net and views are those of simclr_digits.py. The net is a small ViT; four small crops beside them. Ours, not
+published.
 
 Hardware  2 CPU cores, some minutes.
 Expected  ours: not yet run at full length.

@@ -4,11 +4,12 @@
 
 Variants, after a colon: size=L, patch=16, registers=0, steps=125000, batch=2048, dtype=bfloat16|float32.
 
-Recipe: facebookresearch/dinov2 configs/train/vitl16_short.yaml, ssl_default_config.yaml: 100 times 1250 steps of 2048 rows, AdamW at
-4e-3 by sqrt(rows / 1024), 12,500 steps of warm-up, weight decay .04 to .4, clipping at 3.0 (there net by net), layer-wise decay .9,
-patches at a fifth of the rate, stochastic depth .3 (there the same in all blocks), momentum .992, T from .04 to .07 in 37,500 steps,
-KoLeo .1, iBOT 1.0 with shares of .1 to .5 in half of the views. As in its larger recipes, heads are separate and the teacher's scores
-are shared out by Sinkhorn-Knopp. Last layers wait 1250 steps; there their rate is 0, under which Adam's averages go on.
+Recipe: facebookresearch/dinov2 configs/train/vitl16_short.yaml, ssl_default_config.yaml: 100 times 1250 steps of 2048
+rows, AdamW at 4e-3 by sqrt(rows / 1024), 12,500 steps of warm-up, weight decay .04 to .4, clipping at 3.0 (there net by
+net), layer-wise decay .9, patches at a fifth of the rate, stochastic depth .3 (there the same in all blocks), momentum
+.992, T from .04 to .07 in 37,500 steps, KoLeo .1, iBOT 1.0 with shares of .1 to .5 in half of the views. As in its
+larger recipes, heads are separate and the teacher's scores are shared out by Sinkhorn-Knopp. Last layers wait 1250
+steps; there their rate is 0, under which Adam's averages go on.
 
 Hardware  32 A100 for about a day (paper's code: dinov2 README.md). Ours: not yet run.
 Expected  k-NN and linear, top-1: 81.6 and 82.9 (dinov2 README.md). Ours: not yet run.

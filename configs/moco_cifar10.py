@@ -8,7 +8,8 @@ Variants, after a colon: batch=256, epochs=1000, queue=32768.
 Head and temperature of MoCo v2; the views of SimCLR on CIFAR; batch statistics of all rows. Ours, not published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
-Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 92.94, MoCo v2+ (solo-learn README.md). Ours: not yet run.
+Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 92.94, MoCo v2+ (solo-learn README.md).
+          Ours: not yet run.
 """
 from configs.common.cifar import cifar10
 from simclr_jax.config import variant

@@ -4,12 +4,14 @@
 
 Variants, after a colon: v=2 (1), epochs=200, batch=256, bn=rows=32 (global), dtype=bfloat16|float32.
 
-Recipe: facebookresearch/moco main_moco.py: SGD at 0.03, momentum 0.9, weight decay 1e-4 on everything, a queue of 65,536, key momentum
-0.999, 128 dimensions; v1: T 0.07, a linear head, a tenth of the rate at epochs 120 and 160; v2: T 0.2, two layers, a cosine, blur.
-Batch statistics of 32 rows, the keys' images dealt out anew; bn=global takes those of all rows, and then deals nothing.
+Recipe: facebookresearch/moco main_moco.py: SGD at 0.03, momentum 0.9, weight decay 1e-4 on everything, a queue of
+65,536, key momentum 0.999, 128 dimensions; v1: T 0.07, a linear head, a tenth of the rate at epochs 120 and 160; v2: T
+0.2, two layers, a cosine, blur. Batch statistics of 32 rows, the keys' images dealt out anew; bn=global takes those of
+all rows, and then deals nothing.
 
 Hardware  8 GPUs of 32 rows each (paper's code). Ours: not yet run.
-Expected  linear evaluation, top-1, 200 epochs: v1 60.8, v2 67.5; v2 after 800 epochs 71.1 (moco README.md). Ours: not yet run.
+Expected  linear evaluation, top-1, 200 epochs: v1 60.8, v2 67.5; v2 after 800 epochs 71.1 (moco README.md). Ours: not
+          yet run.
 """
 from configs.common import recipes
 from configs.common.imagenet import imagenet, resnet50

@@ -8,7 +8,8 @@ Variants, after a colon: batch=256, epochs=1000.
 Heads of the paper; the views of SimCLR on CIFAR. Ours, not published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
-Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 93.10 (solo-learn README.md). Ours: not yet run.
+Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 93.10 (solo-learn README.md). Ours: not
+          yet run.
 """
 from configs.common.cifar import cifar10
 from simclr_jax.config import variant

@@ -4,13 +4,13 @@
 
 Variants, after a colon: net=r50 (S, B), epochs=100 (300, 1000; ViT: 300), batch=4096, dtype=bfloat16|float32.
 
-Recipe: facebookresearch/moco-v3 README.md, CONFIG.md. ResNet-50: LARS by 256 rows at .6, .3, .3, weight decay 1e-6, 1e-6, 1.5e-6, key
-momentum .99, .99, .996 for 100, 300, 1000 epochs, T 1.0. ViT: AdamW at 1.5e-4 by 256 rows, weight decay 0.1, 40 epochs of
-warm-up, T 0.2, patches as drawn; its ViT-S has 12 heads. Heads 4096-256.
+Recipe: facebookresearch/moco-v3 README.md, CONFIG.md. ResNet-50: LARS by 256 rows at .6, .3, .3, weight decay 1e-6,
+1e-6, 1.5e-6, key momentum .99, .99, .996 for 100, 300, 1000 epochs, T 1.0. ViT: AdamW at 1.5e-4 by 256 rows, weight
+decay 0.1, 40 epochs of warm-up, T 0.2, patches as drawn; its ViT-S has 12 heads. Heads 4096-256.
 
 Hardware  see the README of moco-v3. Ours: not yet run.
-Expected  linear evaluation, top-1: ResNet-50 68.9, 72.8, 74.6 after 100, 300, 1000 epochs; ViT-S 73.2, ViT-B 76.7 after 300
-          (moco-v3 README.md). Ours: not yet run.
+Expected  linear evaluation, top-1: ResNet-50 68.9, 72.8, 74.6 after 100, 300, 1000 epochs; ViT-S 73.2, ViT-B 76.7 after
+          300 (moco-v3 README.md). Ours: not yet run.
 """
 from configs.common import recipes
 from configs.common.imagenet import imagenet, resnet50

@@ -8,7 +8,8 @@ Variants, after a colon: batch=512, epochs=800.
 A projector of two layers, SGD at 0.03 by 256 rows without warm-up, the predictor's rate constant. Ours, not published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
-Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 90.51 (solo-learn README.md). Ours: not yet run.
+Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 90.51 (solo-learn README.md). Ours: not
+          yet run.
 """
 from configs.common.cifar import cifar10
 from simclr_jax.config import variant

@@ -4,8 +4,8 @@
 
 Variants, after a colon: epochs=100, batch=512, dtype=bfloat16|float32.
 
-Recipe: facebookresearch/simsiam main_simsiam.py: SGD at 0.05 by 256 rows, momentum 0.9, weight decay 1e-4 on everything, a cosine
-to 0 without warm-up, the predictor's rate constant; projector 2048-2048-2048, predictor 512-2048.
+Recipe: facebookresearch/simsiam main_simsiam.py: SGD at 0.05 by 256 rows, momentum 0.9, weight decay 1e-4 on
+everything, a cosine to 0 without warm-up, the predictor's rate constant; projector 2048-2048-2048, predictor 512-2048.
 
 Hardware  8 GPUs (paper's code). Ours: not yet run.
 Expected  linear evaluation, top-1, 100 epochs: 68.1 at 512 rows, 68.3 at 256 (simsiam README.md). Ours: not yet run.

@@ -8,7 +8,8 @@ Variants, after a colon: batch=256, epochs=1000, crops=4, queue=3840.
 Head, prototypes and queue of the paper; crops of 16 beside the views of SimCLR on CIFAR. Ours, not published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
-Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 89.17 (solo-learn README.md). Ours: not yet run.
+Expected  linear probe after 1000 epochs of solo-learn's recipe, which differs: 89.17 (solo-learn README.md). Ours: not
+          yet run.
 """
 from configs.common import recipes
 from configs.common.cifar import cifar10

@@ -5,13 +5,14 @@
 Variants, after a colon: epochs=100 (200, 400, 800), batch=4096, queue=0, crops=6, dtype=bfloat16|float32;
 for a small batch: batch=256,queue=3840,epochs=200.
 
-Recipe: facebookresearch/swav README.md, scripts/: LARC at 4.8 to .0048, which is LARS on all parameters with the rate after the momentum
-(its ratio has |g| + wd |p| where ours has |g + wd p|), 10 epochs of warm-up from .3, weight decay 1e-6, T .1, epsilon .05, 3 iterations,
-3000 prototypes that wait an epoch, head 2048-128. With a queue: 0.6 for 256 rows.
+Recipe: facebookresearch/swav README.md, scripts/: LARC at 4.8 to .0048, which is LARS on all parameters with the rate
+after the momentum (its ratio has |g| + wd |p| where ours has |g + wd p|), 10 epochs of warm-up from .3, weight decay
+1e-6, T .1, epsilon .05, 3 iterations, 3000 prototypes that wait an epoch, head 2048-128. With a queue: 0.6 for 256
+rows.
 
 Hardware  64 GPUs (paper's code). Ours: not yet run.
-Expected  linear evaluation, top-1, 4096 rows: 72.1, 73.9, 74.6, 75.3 after 100, 200, 400, 800 epochs; 256 rows and a queue of
-          3840: 72.7 after 200 (swav README.md). Ours: not yet run.
+Expected  linear evaluation, top-1, 4096 rows: 72.1, 73.9, 74.6, 75.3 after 100, 200, 400, 800 epochs; 256 rows and a
+          queue of 3840: 72.7 after 200 (swav README.md). Ours: not yet run.
 """
 from configs.common import recipes
 from configs.common.imagenet import imagenet, resnet50

@@ -74,7 +74,8 @@ def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method
         raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     told = {"axis": axis, "remat": config.remat, **given(tokenizer)}
     nets = {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}
-    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples), examples=examples)
+    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples),
+                      examples=examples)
 
 
 def given(tokenizer) -> dict:

@@ -41,8 +41,8 @@ def base() -> ConfigDict:
         text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
         load=dict(),  # role -> FILE or WORKDIR[:ROLE], the weights that net starts from
         # views: a tuple of views, each a tuple of (op, arguments); eval: one such view. where: the pixel ops (and crops of
-        # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen. mask: arguments of
-        # simclr_jax/augment/masks.py:make, for methods that hide patches; {}: none.
+        # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen. mask:
+        # arguments of simclr_jax/augment/masks.py:make, for methods that hide patches; {}: none.
         augment=dict(views=(), eval=(), where="host", workers=0, mask=dict()),
         optim=dict(),  # arguments of simclr_jax/train/optim.py:make
         devices=0,  # on a CPU: simulated devices; elsewhere: devices used. 0: chosen, see the README

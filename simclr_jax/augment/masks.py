@@ -17,7 +17,7 @@ from simclr_jax.errors import UsageError
 
 SALT = 0x6D61736B  # "mask": no view of a recipe has this number
 LEAST, PATIENCE = 4, 10  # fewest patches of a block as drawn; refusals in a row that end the search
-ROUNDS = 40  # blocks that are tried at most: a fixed number, and twice what a share of .5 of 14 x 14 takes
+ROUNDS = 40  # blocks that are tried at most, a fixed number
 
 
 def make(recipe: Recipe, seed: int, *, patch: int, chance: float = 0.5, least: float = 0.1, most: float = 0.5,
@@ -38,8 +38,8 @@ def make(recipe: Recipe, seed: int, *, patch: int, chance: float = 0.5, least: f
         raise UsageError(f"config.augment.mask.patch={patch} does not divide views of {size} pixels; wanted the "
                          "backbone's patch")
     if not (0 <= chance <= 1 and 0 <= least <= most <= 1 and 0 < aspect <= 1):
-        raise UsageError(f"config.augment.mask: chance={chance}, least={least}, most={most}, aspect={aspect}: wanted a chance, "
-                         "two shares in order and a ratio above 0, at most 1")
+        raise UsageError(f"config.augment.mask: chance={chance}, least={least}, most={most}, aspect={aspect}: wanted a "
+                         "chance, two shares in order and a ratio above 0, at most 1")
     side = size // patch
 
     def of_view(key):

@@ -97,7 +97,8 @@ class Guard:
             "rank": n.get("effective_rank", 2) < RANK and
             f"collapsed: embeddings lie on one line (effective rank {n.get('effective_rank', 2):.3g})",
             "usage": "usage" in n and n["usage"] * np.exp(n["chance"]) < RANK and
-            f"collapsed: all examples choose one prototype (usage {n.get('usage', 1):.3g} of {np.exp(n.get('chance', 0)):.0f})",
+            f"collapsed: all examples choose one prototype (usage {n.get('usage', 1):.3g} of {np.exp(n.get('chance', 0)):.0f} "
+            "prototypes)",
             "plateau": self.near >= LINES and step >= 0.1 * self.total and
             f"at its plateau: {LINES} log lines in a row at {n.get('chance', 0):.4g}, the loss of a net that tells nothing "
             "apart",

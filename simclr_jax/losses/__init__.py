@@ -14,6 +14,7 @@ from simclr_jax.losses.triplet import triplet
 from simclr_jax.losses.uni_cl import uni_cl
 
 __all__ = [
-    "alignment", "barlow_twins", "clip", "contrastive", "cosine_regression", "dcl", "debiased", "dino", "hard_negative", "ibot",
+    "alignment", "barlow_twins", "clip", "contrastive", "cosine_regression", "dcl", "debiased", "dino",
+    "hard_negative", "ibot",
     "info_nce", "koleo", "lifted_structure", "n_pair", "nt_xent", "siglip", "sinkhorn", "soft_nearest_neighbor",
     "spread", "sup_con", "triplet", "uni_cl", "uniformity", "vicreg"]

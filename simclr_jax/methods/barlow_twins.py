@@ -17,7 +17,8 @@ def make(nets, *, off_diagonal: float = 0.005, loss_scale: float = 1.0) -> Metho
 
     extra: {"stats"}. Each view is a pass, with batch statistics of its own, as in the released code.
 
-    Metrics: diagonal, the mean correlation of a feature with itself in the other view; spread, of the embeddings (0: collapsed).
+    Metrics: diagonal, the mean correlation of a feature with itself in the other view; spread, of the embeddings (0:
+    collapsed).
     """
     encoder = branches.chain(nets, ("backbone", "projector"), "barlow_twins")
 

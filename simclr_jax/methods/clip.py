@@ -39,7 +39,7 @@ def make(nets, *, temperature: float = 0.07, locked: tuple = (), comm: str = "ga
         scale = jnp.exp(params["logit_scale"])
         loss, metrics = losses.clip(outputs["image"], outputs["text"], scale=scale, axis=ctx.axis, comm=comm,
                                     block=block or None, metrics=True)
-        return loss, (extra, {**metrics, "scale": scale, "chance": jnp.log(1.0 * len(outputs["image"]) * dist.size(ctx.axis)),
-                              "spread": losses.spread(outputs["image"], axis=ctx.axis)})
+        return loss, (extra, {**metrics, "scale": scale, "spread": losses.spread(outputs["image"], axis=ctx.axis),
+                              "chance": jnp.log(1.0 * len(outputs["image"]) * dist.size(ctx.axis))})
 
     return Method(init, both.forward, criterion, both.embed)

@@ -41,8 +41,8 @@ def make(nets, *, prototypes: int = 65536, norm_last_layer: bool = True, student
     branches.check_momentum(momentum)
     if prototypes < 2 or min(student_temperature, teacher_temperature, warmup_teacher_temperature) <= 0:
         raise UsageError(f"config.method: prototypes={prototypes}, student_temperature={student_temperature}, "
-                         f"teacher_temperature={teacher_temperature}, warmup_teacher_temperature={warmup_teacher_temperature}: "
-                         "wanted 2 or more and numbers above 0")
+                         f"teacher_temperature={teacher_temperature}, warmup_teacher_temperature="
+                         f"{warmup_teacher_temperature}: wanted 2 or more and numbers above 0")
     backbone, projector = (branches.chain(nets, (role,), "dino") for role in ("backbone", "projector"))
     net = branches.chain(nets, ("backbone", "projector"), "dino")
 

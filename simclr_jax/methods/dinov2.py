@@ -1,7 +1,7 @@
 """DINOv2: DINO on views and crops, iBOT on hidden patches, and KoLeo, which keeps an image from its nearest neighbour.
 
-Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", arXiv:2304.07193; Zhou et al. 2022, "iBOT",
-arXiv:2111.07832. Details as in facebookresearch/dinov2 train/ssl_meta_arch.py, with Sinkhorn-Knopp in place of a centre.
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", arXiv:2304.07193; Zhou et al. 2022,
+"iBOT", arXiv:2111.07832. Details as in facebookresearch/dinov2 train/ssl_meta_arch.py, with Sinkhorn-Knopp in place of a centre.
 """
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,11 @@ def make(nets, *, prototypes: int = 65536, slots: float = 0.5, student_temperatu
       UsageError: a missing net, a value out of range; when traced, no mask, or one that does not fit the patches.
     """
     branches.check_momentum(momentum)
-    if prototypes < 2 or not 0 < slots <= 1 or min(student_temperature, teacher_temperature, warmup_teacher_temperature) <= 0:
-        raise UsageError(f"config.method: prototypes={prototypes}, slots={slots}, student_temperature={student_temperature}, "
-                         f"teacher_temperature={teacher_temperature}, warmup_teacher_temperature={warmup_teacher_temperature}: "
-                         "wanted 2 or more, a share above 0, at most 1, and numbers above 0")
+    temperatures = student_temperature, teacher_temperature, warmup_teacher_temperature
+    if prototypes < 2 or not 0 < slots <= 1 or min(temperatures) <= 0:
+        raise UsageError(f"config.method: prototypes={prototypes}, slots={slots}, student_temperature="
+                         f"{student_temperature}, teacher_temperature={teacher_temperature}, warmup_teacher_temperature="
+                         f"{warmup_teacher_temperature}: wanted 2 or more, a share above 0, at most 1, and numbers above 0")
     backbone, projector, patch_projector = (branches.chain(nets, (role,), "dinov2") for role in ("backbone", *HEADS))
 
     def init(key, batch):
@@ -102,7 +103,8 @@ def make(nets, *, prototypes: int = 65536, slots: float = 0.5, student_temperatu
             outputs["patches"], outputs["teacher_patches"], outputs["used"]))  # views of an image as images, [n,M,P]
         patches, targets = (jnp.moveaxis(wide.scores(z, w), 0, 1) for z, w in zip((patches, targets), last["patch_last"]))
         targets = losses.sinkhorn(targets, temperature=t, weights=used, axis=ctx.axis)
-        of_patches = losses.ibot(patches, targets, used, student_temperature=student_temperature, teacher_temperature=None)
+        of_patches = losses.ibot(patches, targets, used, student_temperature=student_temperature,
+                                 teacher_temperature=None)
         tokens = outputs["class"]
         apart = sum(losses.koleo(tokens[:, v], axis=ctx.axis) for v in range(tokens.shape[1]))
         metrics |= {"patch_loss": of_patches, "koleo": apart, "masked": jnp.mean(outputs["masked"]),

@@ -58,7 +58,8 @@ def make(nets, *, temperature: float = 0.1, loss_scale: float = 1.0, comm: str =
         loss, metrics = nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis=ctx.axis, comm=comm,
                                 block=block or None, metrics=True)
         rows = 2 * len(z) * dist.size(ctx.axis)
-        metrics |= {"spread": spread(z[:, 0], axis=ctx.axis), "chance": jnp.float32(loss_scale * math.log(max(rows - 1, 1)))}
+        metrics |= {"spread": spread(z[:, 0], axis=ctx.axis),
+                    "chance": jnp.float32(loss_scale * math.log(max(rows - 1, 1)))}
         return loss_scale * loss, (extra, metrics)
 
     def embed(params, extra, inputs):

@@ -31,7 +31,8 @@ def make(nets, *, invariance: float = 25.0, variance: float = 25.0, covariance: 
 
     def criterion(params, extra, outputs, ctx):
         z = outputs["z"]
-        loss, metrics = vicreg(z[:, 0], z[:, 1], invariance=invariance, variance=variance, covariance=covariance, axis=ctx.axis, metrics=True)
+        loss, metrics = vicreg(z[:, 0], z[:, 1], invariance=invariance, variance=variance, covariance=covariance,
+                               axis=ctx.axis, metrics=True)
         return loss, (extra, {**metrics, "spread": spread(z[:, 0], axis=ctx.axis)})
 
     def embed(params, extra, inputs):

@@ -42,7 +42,8 @@ class BatchNorm(nn.Module):
     """Normalises each channel by its mean and variance over a group of rows.
 
     float[b, ..., C] -> dtype[b, ..., C]. Parameters scale f32[C] unless `scaled` is False, and bias f32[C] unless
-    `offset` is; running statistics mean and var f32[C], the mean over all groups of all devices, so that they leave replicated. Statistics
+    `offset` is; running statistics mean and var f32[C], the mean over all groups of all devices, so that they leave
+    replicated. Statistics
     and normalisation are computed in f32 (f64 for f64 input). Shards are of equal size.
     """
 

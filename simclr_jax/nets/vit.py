@@ -25,7 +25,8 @@ POOLS, POSEMBS, INITS = ("cls", "mean", "map"), ("learned", "sincos", "sincos_bv
 
 def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int = 224, width: int = 0, depth: int = 0,
          heads: int = 0, mlp: int = 0, pool: str = "cls", posemb: str = "learned", class_token: bool = True,
-         registers: int = 0, mask_token: bool = False, position_on_class: bool = True, pre_norm: bool = False, patch_bias: bool = True,
+         registers: int = 0, mask_token: bool = False, position_on_class: bool = True, pre_norm: bool = False,
+         patch_bias: bool = True,
          final_norm: bool = True, layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf",
          eps: float = 1e-6, out: int = 0, out_bias: bool = False, remat: bool = False, scan: bool = False,
          init: str = "vit", dtype: str = "float32") -> Net:
@@ -35,8 +36,8 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     multiples of `patch`; where they are not `image`, learned positions are interpolated (`posemb.resize`) and sines
     computed for the grid.
 
-    Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,mask_token,positions}/embedding, norm_pre,
-    stack/block1.. (see `transformer`), norm, pool (see `MapHead`), projection.
+    Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,mask_token,positions}/embedding,
+    norm_pre, stack/block1.. (see `transformer`), norm, pool (see `MapHead`), projection.
 
     Args:
       axis: mesh axis of the rows; rows do not meet here, so it changes nothing.

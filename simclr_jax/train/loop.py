@@ -15,7 +15,8 @@ from simclr_jax.train.feed import Feed
 def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate: Callable, checkpoints, meta: dict,
         log, log_every: int, save_every: int, eval_every: int = 0, evaluate: Callable | None = None, best: str = "",
         problems: Callable = list, at_bounds: Callable | None = None, collapse: Callable | None = None,
-        profile: dict | None = None, workdir=None, life: Life | None = None, check_every: int = 0, stop_after: int = 0, dump: Callable | None = None):
+        profile: dict | None = None, workdir=None, life: Life | None = None, check_every: int = 0, stop_after: int = 0,
+        dump: Callable | None = None):
     """Trains from `state.step` to `total` and returns the last state.
 
     Args:

@@ -17,7 +17,8 @@ def decay(weight_decay: float, decay_rules, schedule=None):
     """Adds weight_decay * factor * p. schedule: step -> weight decay in its place."""
     if schedule is None:
         def update(updates, params):
-            return jax.tree.map(lambda u, p, f: u + (weight_decay * f) * p, updates, params, rules.by_rule(decay_rules, params))
+            factors = rules.by_rule(decay_rules, params)
+            return jax.tree.map(lambda u, p, f: u + (weight_decay * f) * p, updates, params, factors)
         return optax.stateless(update) if weight_decay else optax.identity()
 
     def scheduled(updates, count, params):
@@ -84,7 +85,8 @@ def held(tx, until):
     length = lambda name: rules.first((*until, (".*", 0)), name)[1]
     parts = [optax.masked(tx, lambda params: rules.by_name(params, lambda name: length(name) == 0))]
     for n in sorted({n for _, n in until} - {0}):
-        parts.append(optax.masked(_later(tx, n), lambda params, n=n: rules.by_name(params, lambda name: length(name) == n)))
+        now = lambda params, n=n: rules.by_name(params, lambda name: length(name) == n)
+        parts.append(optax.masked(_later(tx, n), now))
     return optax.chain(*parts)
 
 
@@ -123,7 +125,8 @@ def of_bounds(bounds, name):
 def bounded(bounds):
     """Shortens updates so that parameters end within their bounds."""
     def update(updates, params):
-        flat = [u if limits is None else jnp.clip(p + u, *limits[1:]) - p for (n, p), u, limits in zip(
-            rules.named(params), jax.tree.leaves(updates), (of_bounds(bounds, n) for n, _ in rules.named(params)), strict=True)]
+        limits = (of_bounds(bounds, n) for n, _ in rules.named(params))
+        flat = [u if of is None else jnp.clip(p + u, *of[1:]) - p for (_, p), u, of in zip(
+            rules.named(params), jax.tree.leaves(updates), limits, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(updates), flat)
     return optax.stateless(update)

@@ -42,3 +42,32 @@ def test_uniformity_of_a_cross():
     x = 7 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)  # of 6 pairs, 2 opposite (4) and 4 orthogonal (2)
     expected = np.log((2 * np.exp(-8) + 4 * np.exp(-4)) / 6)
     assert float(jax.jit(health.uniformity)(x)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_guard_says_once_that_a_run_has_collapsed():
+    guard = health.Guard(100)
+    text, lines = guard(1, {"train/loss": 1.0, "train/spread": 0.9, "train/queue_age": 4.0})
+    assert text == "spread 0.9  queue age 4" and lines == []
+    _, (line,) = guard(2, {"train/loss": 1.0, "train/spread": 0.01})
+    assert line.startswith("step 2: collapsed: all examples get nearly one embedding (spread 0.01")
+    assert guard(3, {"train/loss": 1.0, "train/spread": 0.01})[1] == []
+    constant = {f"eval/{name}": value for name, value in health.report(np.ones((64, 8), np.float32)).items()}
+    _, (line,) = guard(4, constant)
+    assert "lie on one line (effective rank 1)" in line
+    _, (line,) = guard(5, {"train/loss": 0.1, "train/usage": 0.11, "train/chance": np.log(10), "train/kl": 0.0,
+                           "train/entropy": 0.1})
+    assert "all examples choose one prototype" in line
+
+
+@pytest.mark.parametrize("loss, kl", [(1.0, None), (7.0, 0.2)])
+def test_a_guard_says_that_a_run_stays_where_it_began(loss, kl):
+    """chance is 1: the loss, or of prototypes the cross entropy. Not in the first tenth, nor after four lines of five."""
+    numbers = {"train/loss": loss, "train/chance": 1.0} | ({"train/kl": kl, "train/entropy": 1 - kl} if kl else {})
+    guard = health.Guard(100)
+    for step in range(1, 10):
+        assert guard(step, numbers)[1] == []
+    (line,) = guard(10, numbers)[1]
+    assert "at its plateau: 5 log lines in a row at 1, the loss of a net that tells nothing apart" in line
+    guard = health.Guard(10)
+    better = {"train/loss": 0.9, "train/chance": 1.0}
+    assert [guard(i, numbers if i % 5 else better)[1] for i in range(1, 21)] == [[]] * 20

@@ -35,7 +35,8 @@ def patchwise(width):
         if key is not None:
             x = x * jax.vmap(lambda k: jax.random.bernoulli(k, 0.9, (width,)))(key)[:, None]
         pooled = jnp.mean(x, axis=1)
-        return {"pooled": pooled, "tokens": jnp.concatenate([pooled[:, None], jnp.tanh(x + pooled[:, None])], axis=1)}, stats
+        tokens = jnp.concatenate([pooled[:, None], jnp.tanh(x + pooled[:, None])], axis=1)
+        return {"pooled": pooled, "tokens": tokens}, stats
     return Net(init, apply)
 
 
@@ -60,7 +61,8 @@ def batch(views):
 
 def multi_crop():
     """Two views, two small crops, and masks of none, one and two of the views' four patches."""
-    mask = jax.random.permutation(jax.random.key(6), jnp.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]] * 8), axis=0)
+    kinds = jnp.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]] * 8)
+    mask = jax.random.permutation(jax.random.key(6), kinds, axis=0)
     return {**batch(2), "crops": jax.random.normal(jax.random.key(5), (16, 2, 2, 2, 3)),
             "mask": mask.reshape(16, 2, 4).astype(bool)}
 

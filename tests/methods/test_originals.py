@@ -58,7 +58,8 @@ def test_simsiam_equals_the_released_module():
     """Batch statistics of each view, a last normalisation without parameters, the gradient of every parameter."""
     _, c = cases("simsiam_module")[0]
     w = {k.removeprefix("sd/"): v for k, v in c.items() if k.startswith("sd/")}
-    nets = {"backbone": linear(20, bias=True, after=jax.nn.relu), "projector": mlp.make(layers=3, hidden=20, out=24, last_scale=False),
+    nets = {"backbone": linear(20, bias=True, after=jax.nn.relu),
+            "projector": mlp.make(layers=3, hidden=20, out=24, last_scale=False),
             "predictor": mlp.make(layers=2, hidden=8, out=24, last_bn=False)}
     method = make("simsiam", nets)
 
@@ -99,9 +100,11 @@ def test_moco_equals_six_steps_of_the_released_builder(case):
     params = {"backbone": {"kernel": jnp.asarray(c["w0"].T)}, "projector": {}}
     extra = {**state.extra, "queue": jnp.asarray(c["queue0"].T),
              "teacher": {**state.extra["teacher"], "params": jax.tree.map(jnp.copy, params)}}
-    state, step = jax.device_put(state.replace(params=params, extra=extra), dist.replicated(mesh)), make_step(method, tx, mesh, seed=0)
+    state = jax.device_put(state.replace(params=params, extra=extra), dist.replicated(mesh))
+    step = make_step(method, tx, mesh, seed=0)
     for i, batch in enumerate(batches):
-        np.testing.assert_allclose(state.extra["teacher"]["params"]["backbone"]["kernel"], c["out_wk_after_f64"][i].T, atol=1e-6)
+        teacher = state.extra["teacher"]["params"]["backbone"]["kernel"]
+        np.testing.assert_allclose(teacher, c["out_wk_after_f64"][i].T, atol=1e-6)
         state, metrics = step(state, dist.place_batch(batch, mesh))
         np.testing.assert_allclose(metrics["loss"], c["out_loss_f64"][i], rtol=1e-4)
         np.testing.assert_allclose(state.params["backbone"]["kernel"], c["out_wq_after_f64"][i].T, rtol=1e-3, atol=2e-6)
@@ -203,7 +206,8 @@ def test_dino_centres_after_use_and_warms_its_teacher():
 
 def test_dinov2_adds_its_three_losses():
     """As ssl_meta_arch.py does: pairs of other views over their number, masked patches by image, KoLeo summed over views."""
-    method = make("dinov2", prototypes=5, warmup_teacher_epochs=0.0, teacher_temperature=0.07, koleo_weight=0.1, patch_weight=0.5)
+    method = make("dinov2", prototypes=5, warmup_teacher_epochs=0.0, teacher_temperature=0.07, koleo_weight=0.1,
+                  patch_weight=0.5)
     used = np.random.default_rng(0).random((8, 2, 3)) < 0.5
     outputs = {"student": units(8, 4, 6), "teacher": units(8, 2, 6, seed=1), "patches": units(8, 2, 3, 6, seed=2),
                "teacher_patches": units(8, 2, 3, 6, seed=3), "class": units(8, 2, 6, seed=4), "used": used,
