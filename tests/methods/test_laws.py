@@ -92,7 +92,8 @@ TOYS = {
     "dino": dict(nets=crops, spec=dict(prototypes=10, momentum=0.9, norm_last_layer=False), batch=multi_crop()),
     "dinov2": dict(nets=crops, spec=dict(prototypes=10, momentum=0.9), batch=multi_crop()),
     "barlow_twins": dict(nets=siamese, spec={}, batch=batch(2)),
-    "vicreg": dict(nets=siamese, spec={}, batch=batch(2)),
+    # A 25th of the paper's weights: the rate of 0.5 is for losses of about one.
+    "vicreg": dict(nets=siamese, spec=dict(invariance=1.0, variance=1.0, covariance=0.04), batch=batch(2)),
     "simsiam": dict(nets=siamese, spec={}, batch=batch(2)),
     "clip": dict(nets=towers, spec=dict(temperature=0.3), batch=batch(1)),
     "siglip": dict(nets=towers, spec=dict(scale=4.0, bias=-2.0), batch=batch(1)),
