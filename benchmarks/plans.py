@@ -109,7 +109,8 @@ def _made(row):
 
 def _recipes(rows, kept):
     print("| run | pod | rows a device | memory a device, GiB: kept, temporary, of | collectives: count (MiB) "
-          "| TFLOP a device | least ms: products, memory, links | compiler's ms | images/s at most | hours at least | chip-hours |")
+          "| TFLOP a device | least ms: products, memory, links | compiler's ms | images/s at most | hours at least "
+          "| chip-hours |")
     print("|" + "---|" * 11)
     for row in rows:
         r = kept.get(row.argv)

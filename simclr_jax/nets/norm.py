@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
                     raise UsageError(f"bn='rows={k}' does not divide the {len(x)} rows of a device's pass; choose a k "
                                      "that does (a pass holds all views of a device's examples)")
                 wide = wide.reshape(len(x) // k, k, *x.shape[1:])
-            mean, var = _moments(wide, first=1 if kind == "rows" else 0)
+            mean, var = _moments(x.reshape(wide.shape), first=1 if kind == "rows" else 0)
             if self.axis is not None and kind in ("global", "devices"):
                 mean, var = _across_devices(mean, var, self.axis, k or dist.size(self.axis))
             mean, var = (checkpoint_name(m, KEPT) for m in (mean, var))  # see linen.remade
@@ -93,9 +93,11 @@ def _moments(x, *, first: int):
     since the first row is one of those the variance is of: (mean - s)^2 <= rows * variance. A second pass over x about
     the mean would be exact to the last digit and read everything once more, forward and backward.
     """
-    over = tuple(range(first, x.ndim - 1))
-    s = lax.stop_gradient(jnp.mean(lax.slice_in_dim(x, 0, 1, axis=first), axis=over, keepdims=True))
-    d = x - s
+    over, wide = tuple(range(first, x.ndim - 1)), jnp.promote_types(x.dtype, jnp.float32)
+    # Cut out as it is stored: of a product in f32 that is rounded to bf16 XLA would keep both, for this row's sake.
+    row = lax.optimization_barrier(lax.stop_gradient(lax.slice_in_dim(x, 0, 1, axis=first)))
+    s = jnp.mean(row.astype(wide), axis=over, keepdims=True)
+    d = x.astype(wide) - s
     mean = jnp.mean(d, axis=over, keepdims=True)
     var = jnp.mean(d * d, axis=over, keepdims=True) - mean * mean
     return s + mean, jnp.maximum(var, 0.0)

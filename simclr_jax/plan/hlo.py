@@ -86,7 +86,9 @@ def traffic(text: str) -> int:
             if passed := re.search(r"= (\S+) all-gather\(.*chain_id=", inside):
                 gathered = _stored(passed[1])  # a part of one that other work carries along, in and out
                 read, result = [x for x in read if x != gathered], max(result - 2 * gathered, 0)
-            if " dynamic-update-slice(" in inside:
+            if found[3] == "slice":
+                read = [result]
+            elif " dynamic-update-slice(" in inside:
                 stack = max(read)
                 read = [x for x in read if x < stack]
                 result = max(result - stack, 0) + sum(read)

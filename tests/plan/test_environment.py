@@ -12,7 +12,8 @@ from simclr_jax.plan import chips, environment
 
 
 @pytest.mark.parametrize("name, found", [("v2:4x4", ("v2", 16)), ("v3:8x8", ("v3", 64)), ("v4:2x2x4", ("v4", 16)),
-                                         ("v5e:16x16", ("v5e", 256)), ("v5p:2x2x1", ("v5p", 4)), ("v6e:1x1", ("v6e", 1)),
+                                         ("v5e:16x16", ("v5e", 256)), ("v5p:2x2x1", ("v5p", 4)),
+                                         ("v6e:1x1", ("v6e", 1)),
                                          ("cpu:8", ("cpu", 8)), ("cpu", ("cpu", 1)), ("gpu", ("gpu", 0)),
                                          ("gpu:2", ("gpu", 2)), ("local", ("local", 0))])
 def test_names(name, found):

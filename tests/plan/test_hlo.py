@@ -97,6 +97,7 @@ def test_groups_as_they_are_written(groups, count):
 
 
 @pytest.mark.parametrize("shape, size", [("bf16[12,64]{1,0:T(8,128)(2,1)}", 16 * 128 * 2), ("f32[3]", 12),
-                                         ("u8[5,5]{1,0}", 25), ("(f32[2]{0}, s32[4]{0})", 24), ("f32[8,128]{1,0:T(8,128)S(1)}", 0)])
+                                         ("u8[5,5]{1,0}", 25),
+                                         ("(f32[2]{0}, s32[4]{0})", 24), ("f32[8,128]{1,0:T(8,128)S(1)}", 0)])
 def test_bytes_of_shapes(shape, size):
     assert hlo._stored(shape) == size
