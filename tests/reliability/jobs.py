@@ -12,11 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHILD = pathlib.Path(__file__).with_name("child.py")
-FLAGS = [f"--config={ROOT}/configs/simclr_digits.py", "--config.batch=16", "--config.steps=900",
-         "--config.nets.backbone.channels=(4,)", "--config.nets.projector.hidden=8", "--config.nets.projector.out=8",
-         "--config.optim.name=sgd", "--config.optim.lr=0.01", "--config.optim.warmup_epochs=0.1", "--config.log_every=1",
-         "--config.checkpoint.every=900", "--config.evals.every=0", "--config.pictures=false", "--config.devices=1",
-         "--config.life.heartbeat=5", "--config.compile_cache=false"]
+FLAGS = [f"--config={pathlib.Path(__file__).with_name('tiny.py')}"]
 
 
 class Job:
