@@ -5,6 +5,7 @@ below with commas between them, with ":process" for what befalls one process onl
 """
 import itertools
 import os
+import signal
 import sys
 import time
 import types
@@ -131,6 +132,28 @@ def slow_step():
         step_fn = make(*args, **kwargs)
         return lambda *given: (time.sleep(0.1), step_fn(*given))[1]
     command.make_step = made
+
+
+def kills_itself():
+    """As SIGKILL does, right after the step number in KILL_AT is under way, while a save may be."""
+    from simclr_jax.train import __main__ as command
+    make, at = command.make_step, int(os.environ["KILL_AT"])
+
+    def made(*args, **kwargs):
+        step_fn = make(*args, **kwargs)
+
+        def step(state, batch):
+            if not isinstance(state.step, jax.core.Tracer) and int(state.step) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step_fn(state, batch)
+        return step
+    import jax
+    command.make_step = made
+
+
+def stops_at_5():
+    from simclr_jax.life import Life
+    Life.stops = lambda self, step: step == 5
 
 
 def slow_compile():

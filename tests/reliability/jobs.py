@@ -18,13 +18,13 @@ FLAGS = [f"--config={pathlib.Path(__file__).with_name('tiny.py')}"]
 class Job:
     """Processes with an output file each."""
 
-    def __init__(self, tmp_path, *more, processes=1, fault="none", workdir=None, command=None):
+    def __init__(self, tmp_path, *more, processes=1, fault="none", workdir=None, **more_environment):
         self.workdir = workdir or tmp_path / "run"
         self.outputs = [tmp_path / f"out-{time.monotonic_ns()}-{i}" for i in range(processes)]
         port = free_port()
         together = [f"--coordinator=localhost:{port}", f"--processes={processes}"] if processes > 1 else []
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", **more_environment}
         self.processes = []
         for i in range(processes):
             number = [f"--process={i}"] if together else []

@@ -66,7 +66,7 @@ def test_sigterm_while_waiting_for_data_saves(job, processes):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_while_compiling_ends_within_the_grace(job, processes):
     one = job("--config.life.grace=3", processes=processes, fault="slow_compile")
-    one.until("compiling")
+    one.until("\ncompiling\n")
     one.signal(signal.SIGTERM, processes - 1)
     asked = time.monotonic()
     assert one.codes(END) == [75] * processes, one.all()
@@ -91,7 +91,7 @@ def test_sigterm_in_an_evaluation_ends_it_with_the_step_saved(job, processes):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_leaves_at_once(job, number, code):
     one = job("--config.life.grace=60", fault="slow_compile")
-    one.until("compiling")
+    one.until("\ncompiling\n")
     one.signal(number)
     one.until("asked to stop")
     asked = time.monotonic()
