@@ -54,8 +54,8 @@ def base() -> ConfigDict:
         # after `stop` in a row the run stops (0: never). See train/guard.py.
         guard=dict(spike=100.0, stop=10),
         # Seconds: to wait for the other processes to join; after which a silent one is lost; after which one that holds up
-        # a step is named, and all end; between a request to stop and the end. check: steps between comparisons of all
-        # devices' parameters.
+        # a step is named, and all end (ten times as long for the first step, which compiles); between a request to stop
+        # and the end. check: steps between comparisons of all devices' parameters.
         life=dict(join=120.0, heartbeat=100.0, warn=120.0, abort=1800.0, grace=15.0, check=1000),
         compile_cache=True,  # keep compiled programs in workdir/compiled/, for the next start
         evals=dict(every=0, run=("knn",), best="", limit=10000, train="train", test="test", pairs="test",

@@ -1,9 +1,12 @@
 """Joining the other processes of a job."""
 import socket
+import sys
+import threading
 
 import jax
 
 from simclr_jax.errors import UsageError
+from simclr_jax.life.ends import leave
 
 # JAX's own heartbeat ends a process with a C++ stack and no name. Ours comes first, and says who is gone.
 JAX_LATER = 4
@@ -34,14 +37,25 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, *, join:
     # Signals are heard by `Life`, on any number of processes alike.
     jax.config.update("jax_enable_preemption_service", False)
     where = dict(coordinator_address=coordinator, num_processes=processes, process_id=process) if all(given) else {}
+    who = (f"process {process} of {processes} could not join {coordinator}" if all(given) else
+           "the job that the environment describes could not be joined") + f" within {join:g} s"
+    # JAX's own answer to a process that does not come in time is a C++ stack; it is given longer than we wait.
+    late = threading.Timer(join, _late, [who])
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(**where, initialization_timeout=max(1, round(join)),
+        jax.distributed.initialize(**where, initialization_timeout=round(join) + 60,
                                    heartbeat_timeout_seconds=max(10, round(JAX_LATER * heartbeat)),
                                    shutdown_timeout_seconds=max(10, round(heartbeat)))
     except (RuntimeError, ValueError) as e:
-        who = f"process {process} of {processes} could not join {coordinator} within {join:g} s" if all(given) else (
-            "the job that the environment describes could not be joined")
         raise UsageError(f"{who} ({str(e).splitlines()[0][:120]}); check the address and that all processes run") from e
+    finally:
+        late.cancel()
+
+
+def _late(who):
+    print(f"error: {who}: not all of them came; check the address and that all processes run", file=sys.stderr)
+    leave(2)
 
 
 def _check(coordinator, processes, process):

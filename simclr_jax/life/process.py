@@ -26,6 +26,7 @@ from simclr_jax.life.ends import leave
 
 KEY = "simclr_jax/life"
 WAITING = ("step", "together")  # places where a process waits for others: it is not the one that is stuck
+COMPILING = 10  # times as long as any other step may take the first, which compiles
 TICK = 1.0  # seconds between looks at the others
 
 
@@ -158,10 +159,11 @@ class Life:
             if self._many and self._me and self._calling is not None and self._clock - self._calling > min(
                     1.5, self._heartbeat):
                 self._seek()
-            if begun and held > self._abort:
-                self._end(75, f"stuck: {self._blame(place, step, held)}; ended after {self._abort:g} s "
+            slow = COMPILING if place == "compile" else 1
+            if begun and held > self._abort * slow:
+                self._end(75, f"stuck: {self._blame(place, step, held)}; ended after {self._abort * slow:g} s "
                           "(config.life.abort), the same command goes on from the last checkpoint", stacks=True)
-            if begun and held > self._warn and warned != (place, step):
+            if begun and held > self._warn * slow and warned != (place, step):
                 warned = place, step
                 self._say(f"warning: {self._blame(place, step, held)}")
 

@@ -26,6 +26,7 @@ class Feed:
                 self._put((place(batch), None))
                 if self._stop.is_set():
                     return
+            raise DataError("the batches came to an end before the run; wanted one for every step")
         except BaseException as e:  # whatever it is, the consumer must hear of it instead of waiting for ever
             self._put((None, e))
 

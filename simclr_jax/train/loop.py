@@ -85,7 +85,6 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
             raise _Bad(step, rows, metrics)
 
     step, reported, warned, shapes = int(state.step), 0, set(), []
-    life.begin(step)
     if due(step) and not of_lead(int(log.has(step, "eval/")), "whether step was evaluated"):
         score(step, state)  # a run that was stopped here has saved, but not scored
     if step >= total:
@@ -97,6 +96,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
         same = digest.Same(state, mesh)
         if odd := same(state):
             raise UsageError(f"before the first step: {odd}; start all processes with the same command")
+        life.begin(step)
         while step < total:
             life.at("data", step)
             placed = feed.next(lambda: life.stops(step))

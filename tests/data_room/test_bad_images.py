@@ -215,6 +215,7 @@ SPOILED = {"g005_empty.jpg": b"", "g006_text.jpg": b"hello", "g007_cut.jpg": jpe
            "g008_bomb.png": bomb(20_000)}
 
 
+@pytest.mark.scorecard(35)
 def test_a_run_goes_on_over_bad_files_and_names_them(tmp_path):
     """shapes stay, the slot keeps its id, the next good file stands in, each bad one is named once."""
     spoiled = write_folder(tmp_path, 51, {**ODD, **SPOILED})
@@ -243,6 +244,7 @@ def test_bad_files_are_left_out_of_evaluation(tmp_path):
     assert len(seen) == 20 and sorted(set(range(22)) - set(seen)) == [6, 8] and len(source.problems()) == 2
 
 
+@pytest.mark.scorecard(35)
 @pytest.mark.parametrize("start", [lambda s: batches(s, VIEWS, batch=10, seed=0),
                                    lambda s: examples(s, EVAL, batch=10)])
 def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path, start):

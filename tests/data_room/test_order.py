@@ -19,6 +19,7 @@ def test_permutations_are_whole_and_differ_by_seed_and_epoch():
     assert len({p.tobytes() for p in seen}) == 6
 
 
+@pytest.mark.scorecard(33)
 def test_two_processes_share_out_two_epochs_that_batches_do_not_divide():
     """per epoch disjoint across hosts and complete; another order and other pairings the next epoch."""
     size, batch = 27, 6
@@ -55,6 +56,7 @@ def test_a_permutation_is_made_once_an_epoch(monkeypatch):
     assert made == [0, 1, 2, 3]
 
 
+@pytest.mark.scorecard(38)
 @pytest.mark.parametrize("size, batch, process, numbers", [
     (7, 8, (0, 1), ["7", "8"]), (100, 9, (0, 2), ["9", "2"]), (100, 8, (2, 2), ["(2, 2)"]), (100, 0, (0, 1), ["0"])])
 def test_refusals_carry_the_numbers(size, batch, process, numbers):

@@ -137,6 +137,7 @@ def test_pixels_are_those_of_the_recipe_under_the_row_key(unbroken, images, kind
 
 
 @KINDS
+@pytest.mark.scorecard(34)
 @pytest.mark.parametrize("change", [dict(workers=1), dict(workers=7), dict(piece=1), dict(piece=2), dict(piece=6)], ids=str)
 def test_pixels_do_not_depend_on_workers_or_pieces(sources, unbroken, kind, change):
     """bit for bit."""
@@ -226,6 +227,7 @@ def counted(source, asked):
     return source._replace(read=read, rows=source.rows and rows)
 
 
+@pytest.mark.scorecard(34)
 def test_views_images_and_epochs_all_differ(sources):
     """one picture over and over, so that only the keys can tell the views apart."""
     flat = arrays.make(images=np.repeat(np.random.default_rng(1).integers(0, 256, (1, 12, 10, 3), np.uint8), 8, 0))
@@ -236,6 +238,7 @@ def test_views_images_and_epochs_all_differ(sources):
 
 
 @KINDS
+@pytest.mark.scorecard(36)
 @pytest.mark.parametrize("batch, count", [(5, 1), (5, 3), (22, 1), (100, 4)])
 def test_examples_come_once_each_and_in_order(sources, images, kind, batch, count):
     """neither the batch nor the processes divide the split; each example is counted once."""
@@ -258,6 +261,7 @@ def test_more_processes_than_examples_leaves_some_with_none(images):
     assert sorted(int(b["id"][0, 0]) for part in parts for b in part) == [0, 1]
 
 
+@pytest.mark.scorecard(38)
 def test_refusals_come_at_once_with_the_numbers(sources):
     """before the first batch is asked for."""
     for kwargs, said in [(dict(batch=23), "22 examples.* 23"), (dict(batch=9, process=(0, 2)), "9 rows.* 2 processes"),

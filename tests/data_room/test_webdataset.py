@@ -146,6 +146,7 @@ def test_damaged_shards_are_named_with_the_byte(tmp_path):
     assert examples(webdataset.make(root=str(tmp_path))) == wanted(range(4))
 
 
+@pytest.mark.scorecard(37)
 def test_samples_that_lack_something_are_named_and_passed_over(tmp_path):
     members = {i: sample(i) for i in range(20)}
     members[3], members[7] = members[3][:1], members[7][1:]
@@ -197,6 +198,7 @@ class Tokens:
         return np.array([[int(text.removeprefix("number "))] for text in texts], np.int32)
 
 
+@pytest.mark.scorecard(33)
 @pytest.mark.parametrize("count", [1, 2])
 def test_batches_over_processes(tmp_path, count):
     """each process reads its shards, all of them in an epoch; pixels, texts and labels are of one sample."""

@@ -20,6 +20,7 @@ def embedded(images):
     return images.reshape(len(images), -1)[:, :7] * 2 - 1
 
 
+@pytest.mark.scorecard(36)
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 24, 29])
 def test_every_example_once_in_order_with_one_shape(n):
     images, labels, stream = batches(n, 8)

@@ -6,6 +6,7 @@ import pytest
 from simclr_jax.evals import health
 
 
+@pytest.mark.scorecard(45)
 def test_a_constant_encoder_is_flagged_by_every_number():
     got = health.report(np.full((500, 32), 3.0, np.float32))
     assert got["spread"] < 1e-3 and abs(got["effective_rank"] - 1) < 1e-3 and abs(got["uniformity"]) < 1e-4

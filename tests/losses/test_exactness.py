@@ -12,6 +12,7 @@ from losses import of_distill, of_metric, of_pairs, of_softmax
 CASES = of_pairs.CASES | of_softmax.CASES | of_metric.CASES | of_distill.CASES
 DEVICES = 1, 2, 4, 8
 DTYPES = jnp.float32, jnp.bfloat16
+ROW_2 = "info_nce", "clip", "siglip", "dino", "cosine_regression"  # of the scorecard
 
 
 def matrix():
@@ -24,7 +25,10 @@ def matrix():
             fast = set()  # another form of a loss that is covered
         seen.add(loss)
         for n, (i, how), dtype in itertools.product(DEVICES, enumerate(options), DTYPES):
-            yield pytest.param(name, n, how, dtype, marks=() if (n, i, dtype) in fast else pytest.mark.slow,
+            marks = [] if (n, i, dtype) in fast else [pytest.mark.slow]
+            if loss in ROW_2 and dtype == jnp.float32:
+                marks.append(pytest.mark.scorecard(2))
+            yield pytest.param(name, n, how, dtype, marks=marks,
                                id=f"{name}-{n}-{'-'.join(map(str, how.values()))}-{jnp.dtype(dtype).name}")
 
 

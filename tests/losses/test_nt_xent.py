@@ -67,6 +67,7 @@ def test_closed_forms():
     np.testing.assert_allclose(nt_xent(apart, apart, temperature=t), want, rtol=1e-6)
 
 
+@pytest.mark.scorecard(5)
 @pytest.mark.parametrize("n", [1, 8])
 def test_a_random_encoder_sits_at_the_log_of_all_candidates(n):
     z1, z2 = jax.random.normal(jax.random.key(1), (2, 64, 256))
@@ -74,6 +75,7 @@ def test_a_random_encoder_sits_at_the_log_of_all_candidates(n):
     assert abs(loss / np.log(2 * 64 - 1) - 1) < 0.05
 
 
+@pytest.mark.scorecard(4)
 def test_symmetries():
     z1, z2 = views(16, 8)
     loss = nt_xent(z1, z2, temperature=0.2)

@@ -43,6 +43,7 @@ def doubled(x, axis):
     return value_of(dist.pmean(x, axis), dist.pmean(x, axis) / dist.size(axis))
 
 
+@pytest.mark.scorecard(3)
 @pytest.mark.parametrize("name", ["nt_xent", "clip", pytest.param("siglip", marks=pytest.mark.slow),
                                   pytest.param("info_nce", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mean", [dropped, doubled])
@@ -64,6 +65,7 @@ def not_offset(b, axis):
     return dist.index(axis) * 0 + jnp.arange(b, dtype=jnp.int32)
 
 
+@pytest.mark.scorecard(3)
 @pytest.mark.parametrize("name, attribute, mistake", [
     ("info_nce", "all_gather", gather_without_gradient), ("clip", "psum_scatter", own_rows_only),
     ("siglip", "psum_scatter", own_rows_only), ("nt_xent", "rows", not_offset), ("clip", "rows", not_offset),

@@ -75,6 +75,7 @@ def check(got, want, tolerance, what):
     assert error <= tolerance, f"{what}: {error:.1e} of the largest value"
 
 
+@pytest.mark.scorecard(6)
 @pytest.mark.parametrize("bn, devices", CASES)
 def test_against_float64(mesh, bn, devices):
     args = draws((2, 3))

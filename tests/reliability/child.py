@@ -1,13 +1,46 @@
 """A process of a training run with something wrong in it: `child.py FAULT [FLAG ...]`, the flags those of the command.
 
-Faults are put into the real command from outside, so that what is tested is what users run. FAULT is "none" or a name
-below, with ":process" for those that befall one process only.
+Faults are put into the real command from outside, so that what is tested is what users run. FAULT is "none", or names
+below with commas between them, with ":process" for what befalls one process only.
 """
+import itertools
 import os
+import signal
 import sys
 import time
+import types
 
 import numpy as np
+
+
+def light_digits():
+    """scikit-learn takes longer to import than a small run to end; noise of the digits' shape does here."""
+    rng = np.random.default_rng(0)
+    images, target = rng.integers(0, 17, (1797, 8, 8)).astype(float), rng.integers(0, 10, 1797)
+
+    def split(rows, *, test_size, **_):
+        n = test_size if test_size > 1 else int(len(rows) * test_size)
+        return rows[n:], rows[:n]
+    fakes = {"sklearn": {}, "sklearn.datasets": {"load_digits": lambda: types.SimpleNamespace(images=images, target=target)},
+             "sklearn.model_selection": {"train_test_split": split}}
+    for name, content in fakes.items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(content)
+
+
+def notes_ids():
+    """Each process writes down which examples its steps are made of."""
+    from simclr_jax import build
+    feed = build.feed
+    out = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--workdir="))
+    own = next((a.split("=")[1] for a in sys.argv if a.startswith("--process=")), "0")
+
+    def noted(*args, start_step=0, **kwargs):
+        with open(f"{out}.ids-{own}", "a") as f:
+            for i, rows in enumerate(feed(*args, start_step=start_step, **kwargs)):
+                print(start_step + i, *rows["id"][:, 0].tolist(), file=f, flush=True)
+                yield rows
+    build.feed = noted
 
 
 def sleeping_loader():
@@ -45,6 +78,12 @@ def failing_loader():
                 raise OSError(5, "Input/output error", "disk")
             yield rows
     build.feed = fails
+
+
+def ending_loader():
+    from simclr_jax import build
+    feed = build.feed
+    build.feed = lambda *args, **kwargs: itertools.islice(feed(*args, **kwargs), 5)
 
 
 def short_batch():
@@ -95,7 +134,30 @@ def slow_step():
     command.make_step = made
 
 
+def kills_itself():
+    """As SIGKILL does, right after the step number in KILL_AT is under way, while a save may be."""
+    from simclr_jax.train import __main__ as command
+    make, at = command.make_step, int(os.environ["KILL_AT"])
+
+    def made(*args, **kwargs):
+        step_fn = make(*args, **kwargs)
+
+        def step(state, batch):
+            if not isinstance(state.step, jax.core.Tracer) and int(state.step) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step_fn(state, batch)
+        return step
+    import jax
+    command.make_step = made
+
+
+def stops_at_5():
+    from simclr_jax.life import Life
+    Life.stops = lambda self, step: step == 5
+
+
 def slow_compile():
+    import jax
     from simclr_jax.train import __main__ as command
     make = command.make_step
 
@@ -103,7 +165,7 @@ def slow_compile():
         step_fn, first = make(*args, **kwargs), [True]
 
         def step(*given):
-            if hasattr(given[0].step, "addressable_shards") and first:  # and not where shapes alone are asked for
+            if first and not isinstance(given[0].step, jax.core.Tracer):  # which it is where shapes alone are asked for
                 first.clear()
                 print("compiling", flush=True)
                 _in_c(600)
@@ -132,10 +194,12 @@ def only_one_saves():
 
 
 def main(argv):
-    fault, _, process = argv[1].partition(":")
+    light_digits()
     own = next((a.split("=")[1] for a in argv if a.startswith("--process=")), "0")
-    if fault != "none" and process in ("", own):
-        globals()[fault]()
+    for named in argv[1].split(","):
+        fault, _, process = named.partition(":")
+        if fault != "none" and process in ("", own):
+            globals()[fault]()
     from simclr_jax.life import command
     from simclr_jax.train.__main__ import main as train
     sys.argv = ["train", *argv[2:]]

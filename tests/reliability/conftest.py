@@ -1,6 +1,6 @@
 import pytest
 
-import jobs
+from reliability import jobs
 
 
 @pytest.fixture

@@ -12,23 +12,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHILD = pathlib.Path(__file__).with_name("child.py")
-FLAGS = [f"--config={ROOT}/configs/simclr_digits.py", "--config.batch=16", "--config.steps=900",
-         "--config.nets.backbone.channels=(4,)", "--config.nets.projector.hidden=8", "--config.nets.projector.out=8",
-         "--config.optim.name=sgd", "--config.optim.lr=0.01", "--config.optim.warmup_epochs=0.1", "--config.log_every=1",
-         "--config.checkpoint.every=900", "--config.evals.every=0", "--config.pictures=false", "--config.devices=1",
-         "--config.life.heartbeat=5", "--config.compile_cache=false"]
+FLAGS = [f"--config={pathlib.Path(__file__).with_name('tiny.py')}"]
 
 
 class Job:
     """Processes with an output file each."""
 
-    def __init__(self, tmp_path, *more, processes=1, fault="none", workdir=None, command=None):
+    def __init__(self, tmp_path, *more, processes=1, fault="none", workdir=None, **more_environment):
         self.workdir = workdir or tmp_path / "run"
         self.outputs = [tmp_path / f"out-{time.monotonic_ns()}-{i}" for i in range(processes)]
         port = free_port()
         together = [f"--coordinator=localhost:{port}", f"--processes={processes}"] if processes > 1 else []
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", **more_environment}
         self.processes = []
         for i in range(processes):
             number = [f"--process={i}"] if together else []

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from simclr_jax import dist
 from simclr_jax.errors import UsageError
-from simclr_jax.train import checksum
+from simclr_jax.train import checksum, guard
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.types import TrainState
 
@@ -41,7 +41,8 @@ def make_state(step, sharding=None):
                 "empty": {}},
         opt_state=(Moments({"kernel": jnp.asarray(-kernel)}, None), ()),
         extra={"ids": jnp.asarray(rng.integers(0, 2**32, (8, 2)), jnp.uint32), "mask": jnp.asarray(rng.random(8) < 0.5),
-               "queue": jnp.zeros((0, 3)), "none": None})
+               "queue": jnp.zeros((0, 3)), "none": None},
+        guard=guard.new())
     return state if sharding is None else jax.device_put(state, sharding)
 
 
@@ -188,6 +189,8 @@ def file_of(step_directory, array):
     raise AssertionError("no file holds these bytes")
 
 
+@pytest.mark.scorecard(18)
+@pytest.mark.scorecard(19)
 @pytest.mark.parametrize("damage, times", [
     (damage_flip, 6), (damage_truncate, 1), (damage_zero, 1), (damage_delete, 1)])
 def test_damage_to_any_file_never_gives_wrong_values(two_steps, damage, times):
@@ -211,6 +214,7 @@ def test_damage_to_any_file_never_gives_wrong_values(two_steps, damage, times):
     assert must - noticed == set()
 
 
+@pytest.mark.scorecard(18)
 @pytest.mark.parametrize("leaf", ["kernel", "moment"])
 def test_a_flipped_bit_in_a_leaf_is_named(two_steps, leaf):
     state = make_state(2)
@@ -284,6 +288,7 @@ def test_meta_is_read_without_arrays_and_past_damage(two_steps):
         reader.meta()
 
 
+@pytest.mark.scorecard(24)
 def test_keep_and_keep_every_are_exact(tmp_path):
     write(tmp_path / "c", range(1, 24), keep=2, keep_every=5)
     assert Checkpoints(tmp_path / "c").steps() == [5, 10, 15, 20, 22, 23]
@@ -298,6 +303,7 @@ def test_saving_a_step_that_exists_leaves_it_alone(tmp_path):
     assert checkpoints.restore(make_state(0))[2] == {"at": 3}
 
 
+@pytest.mark.scorecard(24)
 def test_best_is_the_largest_value_and_outlives_a_restart(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
     values = {1: 0.3, 2: 0.5, 3: float("nan"), 4: 0.5, 5: 0.4}
@@ -342,6 +348,7 @@ def test_the_old_best_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "best").steps() == [2]
 
 
+@pytest.mark.scorecard(20)
 def test_left_over_temporaries_are_ignored_by_readers_and_cleaned_by_the_next_run(two_steps):
     directory = two_steps()
     stale = directory / "3.orbax-checkpoint-tmp"
@@ -383,6 +390,7 @@ def finish(process, seconds):
     return process.returncode, out, err
 
 
+@pytest.mark.scorecard(21)
 def test_a_full_disk_is_one_line_at_the_next_call_and_older_steps_stay(tmp_path):
     process = child("""
         import resource, signal
@@ -426,6 +434,7 @@ def cleaned_within(seconds, directory):
     return not left
 
 
+@pytest.mark.scorecard(20)
 @pytest.mark.slow
 def test_after_kill_9_at_any_time_a_whole_step_loads(tmp_path):
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ def follow(tx, params, grads):
     return out
 
 
+@pytest.mark.scorecard(7)
 @pytest.mark.parametrize("case", [0, 1, 2, 4])  # 3 is the momentum that SimCLR's own runs do not use
 def test_lars_simclr_equals_the_released_optimizer(case):
     p, c = cases("simclr_lars")[case]
@@ -42,6 +43,7 @@ def test_lars_simclr_equals_the_released_optimizer(case):
             np.testing.assert_allclose(got[n], c[f"{n}:out_params_f32"][i], rtol=3e-5, atol=1e-7, err_msg=f"{n} step {i}")
 
 
+@pytest.mark.scorecard(7)
 @pytest.mark.parametrize("name", ["lars_simclr", "lars_byol"])
 def test_the_two_lars_forms_differ_by_where_the_rate_stands(name):
     rng = np.random.default_rng(0)
@@ -121,6 +123,7 @@ def test_a_rule_that_nothing_obeys_is_refused():
         constant(freeze=("bakbone",)).report({"backbone": {"kernel": jnp.ones(2)}})
 
 
+@pytest.mark.scorecard(9)
 def test_bounds_bring_a_parameter_back_after_the_update_and_say_so():
     params = {"logit_scale": jnp.float32(4.5), "kernel": jnp.float32([4.5, -4.5])}
     grads = [{"logit_scale": jnp.float32(-1.0), "kernel": jnp.float32([-1.0, 1.0])}] * 2

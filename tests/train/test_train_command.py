@@ -36,6 +36,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.scorecard(10)
 @pytest.mark.slow
 def test_twice_the_same_command_is_twice_the_same_run(unbroken, tmp_path):
     train(tmp_path, "--config.profile.start=2", "--config.profile.steps=2", "--config.pictures=true")  # only watched
@@ -59,6 +60,7 @@ def test_a_stopped_run_goes_on_to_the_bit(unbroken, tmp_path, monkeypatch, capsy
     assert "already at step 6 of 6" in capsys.readouterr().out
 
 
+@pytest.mark.scorecard(19)
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(unbroken, tmp_path, monkeypatch, capsys):
     stop_after(monkeypatch, 4)
     with pytest.raises(SystemExit):
@@ -114,6 +116,7 @@ def test_a_changed_config_is_refused_with_both_values(unbroken, tmp_path, capsys
     assert "changed on resume, as allowed: steps: 6 -> 7" in capsys.readouterr().out
 
 
+@pytest.mark.scorecard(23)
 def test_steps_that_are_not_finite_are_skipped_and_so_many_in_a_row_stop_the_run(tmp_path):
     with pytest.raises(NumericsError, match=r"3 steps in a row were skipped, to step \d+: .*checkpoint \d+ holds the last "
                                             r"state; .*--replay=.*try a lower") as stopped:
@@ -161,6 +164,7 @@ WRONG = {
 }
 
 
+@pytest.mark.scorecard(42)
 @pytest.mark.parametrize("given", WRONG)
 def test_bad_input_is_one_line_and_leaves_nothing_behind(given, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "run"
@@ -253,6 +257,7 @@ def test_statistics_by_device_make_their_number_part_of_the_run(tmp_path):
         train(tmp_path, "--config.nets.backbone.bn=local", "--config.devices=4", "--config.steps=2")
 
 
+@pytest.mark.scorecard(22)
 def test_an_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
