@@ -11,6 +11,7 @@ MAY = {
     # Composition, for the commands.
     "embed": {"augment", "build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
     "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
+    "plan": {"bench", "build", "config", "data", "dist", "train"},
     "types": set(), "dist": set(), "config": {"train.optim"}, "build": {"dist", "types", "train.optim", "data", "augment"},
     "losses": {"types", "dist"},
     "nets": {"types", "dist"},
