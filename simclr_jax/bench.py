@@ -53,7 +53,7 @@ def run(config, *, seconds: float, steps: bool = True, say=print) -> None:
         say(_line(*made))
     feeds = {}
     for where in ("host", "device"):
-        feeds[where] = _feed(config, source, recipe, where, seconds)
+        feeds[where] = feed_rate(config, source, recipe, where, seconds)
         alone = "decoding" if source.rows is None else "gathering"
         say(_line(f"the whole feed, where={where}", feeds[where],
                   f"{feeds[where] / ceiling:.0%} of the machine's ceiling, {alone} alone on all cores"))
@@ -152,7 +152,7 @@ def _ops(recipe, half, views, seconds):
         yield name, rate, f"on the host, of {len(members)} view{'s' if len(members) > 1 else ''}, {size} px"
 
 
-def _feed(config, source, recipe, where, seconds):
+def feed_rate(config, source, recipe, where, seconds):
     """Images/s of the feed alone."""
     with contextlib.closing(build.feed(config, source, recipe, where=where)) as batches:
         for _ in range(2):  # what was made ahead while the first compiled

@@ -1,4 +1,7 @@
-"""`python -m simclr_jax.plan --config=FILE --topology=v3:8x8`: what a run needs and how long it takes at least."""
+"""`python -m simclr_jax.plan --config=FILE --topology=v3:8x8`: what a run needs and how long it takes at least.
+
+`--doctor` says whether a run can start here.
+"""
 import json
 import sys
 
@@ -9,6 +12,9 @@ OPTIONS = dict(topology="local", examples=0, json=False, search=False, largest=T
 
 
 def main(argv: list[str]) -> None:
+    if "--doctor" in argv:
+        from simclr_jax.plan import doctor
+        return doctor.main(argv)
     from etils import epath
     from simclr_jax import build, config as configs
     from simclr_jax.plan import largest, measure, report, search, topology
