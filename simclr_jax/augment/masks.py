@@ -70,5 +70,7 @@ def block(key, side: int, count, aspect: float):
         new = jnp.sum(inside & ~mask)
         fits = (height < side) & (width < side) & (new > 0) & (new <= left) & (refused < PATIENCE)
         return mask | (inside & fits), jnp.where(fits, 0, refused + 1)
-    start = jnp.zeros((side, side), bool), jnp.int32(0)
+    count = jnp.asarray(count, jnp.int32)
+    # Made of the count, so that within the step the loop starts from what differs between devices, as it goes on.
+    start = lax.full_like(count, False, bool, (side, side)), lax.full_like(count, 0)
     return lax.fori_loop(0, ROUNDS, attempt, start)[0]

@@ -20,6 +20,7 @@ from etils import epath
 from simclr_jax import bench, build, config as configs, data, dist
 from simclr_jax.data import memory
 from simclr_jax.errors import UsageError
+from simclr_jax.life import job
 from simclr_jax.train import workdir as workdirs
 from simclr_jax.train.state import state_shapes
 
@@ -45,7 +46,7 @@ def doctor(config=None, workdir=None, *, seconds: float = 2.0) -> list[Finding]:
       config: of the run, or None for what does not depend on it; workdir: of the run, or None.
       seconds: how long to measure the loader for; 0: not.
     """
-    found = [_versions(), _processes(), *_devices(), _machine(), _compile_cache()]
+    found = [_versions(), _processes(), *_devices(), _machine(), _compile_cache(config)]
     if workdir is not None:
         found.append(_workdir(workdir))
     if config is None:
@@ -84,18 +85,18 @@ def _versions():
 def _processes():
     """Of which job this is, by what launchers leave in the environment."""
     e = os.environ
-    if dist.jax_job_detected() and "SLURM_JOB_ID" in e:
-        job = f"SLURM job {e['SLURM_JOB_ID']}"
+    if job.detected() and "SLURM_JOB_ID" in e:
+        name = f"SLURM job {e['SLURM_JOB_ID']}"
     elif "TPU_WORKER_HOSTNAMES" in e or "TPU_PROCESS_ADDRESSES" in e:
-        job = "GKE TPU slice"
-    elif dist.jax_job_detected():
-        job = "TPU VM or MPI job"
+        name = "GKE TPU slice"
+    elif job.detected():
+        name = "TPU VM or MPI job"
     else:
         if "SLURM_JOB_ID" in e:
             return Finding(NOTE, "processes", f"one, within SLURM job {e['SLURM_JOB_ID']} but not started by srun",
                            "start it by srun, as launch/slurm.sbatch does, to use all tasks of the job")
         return Finding(OK, "processes", "one; no SLURM, TPU pod, GKE or MPI job in the environment")
-    return Finding(OK, "processes", f"{job}: {jax.process_count()} processes, this is number {jax.process_index()}")
+    return Finding(OK, "processes", f"{name}: {jax.process_count()} processes, this is number {jax.process_index()}")
 
 
 def _devices():
@@ -116,10 +117,10 @@ def _machine():
     return Finding(OK, "machine", f"{memory.cores()} cores, {pages['SC_PHYS_PAGES']:.1f} GiB of memory, {platform.platform()}")
 
 
-def _compile_cache():
-    place = jax.config.jax_compilation_cache_dir
+def _compile_cache(config):
+    place = jax.config.jax_compilation_cache_dir or (config is None or config.compile_cache) and "WORKDIR/compiled"
     if not place:
-        return Finding(NOTE, "compile cache", "none: each start compiles anew", "set JAX_COMPILATION_CACHE_DIR to a directory that stays")
+        return Finding(NOTE, "compile cache", "none: each start compiles anew", "leave config.compile_cache at true")
     return Finding(OK, "compile cache", str(place))
 
 
@@ -180,7 +181,7 @@ def main(argv: list[str]) -> None:
         seconds = float(flags["seconds"])
     except ValueError:
         raise UsageError(f"--seconds={flags['seconds']}, wanted a number, 0 to leave the loader out") from None
-    dist.start()  # a host of a pod sees its devices only with the others
+    job.start()  # a host of a pod sees its devices only with the others
     workdir = workdirs.resolve(flags["workdir"]) if flags["workdir"] else None
     found = doctor(config, workdir, seconds=seconds)
     print(*found, sep="\n")
