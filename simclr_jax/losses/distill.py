@@ -9,6 +9,8 @@ from simclr_jax.losses.running import OUT
 from simclr_jax.losses.sweep import wide
 from simclr_jax.losses.unit import unit
 
+UNROLLED = 10  # iterations of `sinkhorn` that are written out
+
 
 def cosine_regression(prediction, target, *, normalize=True, metrics=False):
     """Squared distance of unit vectors (BYOL, Grill et al. 2020, arXiv:2006.07733, equation 2).
@@ -207,8 +209,11 @@ def sinkhorn(scores, *, temperature, iterations=3, weights=None, axis=None):
         top = jnp.where(top == OUT, 0, top)
         column = dist.psum(jnp.sum(weights * jnp.exp(jnp.where(part, log_q - top, OUT)), axis=rows), axis)
         return jax.nn.log_softmax(log_q - top - jnp.log(jnp.where(column > 0, column, 1)))
-    for _ in range(iterations):  # few; and a step's collectives stand outside of loops
-        log_q = even(log_q)
+    if iterations > UNROLLED:
+        log_q = lax.fori_loop(0, iterations, lambda _, x: even(x), log_q)
+    else:  # a step's collectives stand outside of loops
+        for _ in range(iterations):
+            log_q = even(log_q)
     return jnp.where(part, jnp.exp(log_q), 0)
 
 

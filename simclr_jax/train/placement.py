@@ -18,8 +18,8 @@ def spec(shape: tuple[int, ...], model: int, least: int = LEAST) -> P:
     """How an array of `shape` is cut in `model` parts: along its longest dimension that they divide, of equal ones the
     last (the outputs of a product), or not at all.
 
-    >>> spec((1024, 4096), 4), spec((1000, 30), 4, least=1), spec((64,), 4), spec((3, 5, 77), 4, least=1)
-    (PartitionSpec(None, 'model'), PartitionSpec('model', None), PartitionSpec(), PartitionSpec())
+    >>> [tuple(spec(shape, 4, least=1)) for shape in ((1024, 4096), (1000, 30), (3, 5, 77))], tuple(spec((64,), 4))
+    ([(None, 'model'), ('model', None), ()], ())
     """
     fits = [(n, i) for i, n in enumerate(shape) if n % model == 0]
     if model == 1 or not fits or math.prod(shape) < least:

@@ -23,7 +23,7 @@ from simclr_jax.errors import UsageError
 
 MADE = {"simclr": (33,), "simclr_cifar": (32,), "byol": (33,), "moco_v1": (21,), "moco_v2": (33,), "simsiam": (33,),
         "moco_v3": (33,), "swav": (33, 12, 2, 2), "dino": (33, 12, 2), "dinov2": (33, 14, 2), "clip": (16,), "siglip": (16,),
-        "digits": (7,), "digits_pairs": (7,), "simclr_linear": (21,)}
+        "digits": (7,), "digits_pairs": (7,), "digits_crops": (7, 5, 2), "cifar_crops": (32, 14, 2), "simclr_linear": (21,)}
 RECIPES = {name: functools.partial(getattr(recipes, name), *sizes) for name, sizes in MADE.items()}
 RESIZE = ("resize", dict(size=8, clip=False))
 CROP = ("random_resized_crop", dict(size=8))

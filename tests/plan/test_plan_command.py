@@ -36,8 +36,8 @@ def test_one_object_with_the_fields(capsys):
     # The state is on every device whole, the batch in eight parts: pictures, labels and two numbers of u32.
     held = r["takes"]
     assert held["batch"] == 8 * (8 * 8 * 3 + 4 + 8) and held["optimiser"] >= held["parameters"]
-    labels, step = 8 * 4, 4  # SimCLR does not look at labels, so the program does not take them
-    assert sum(held.values()) - labels + step == m["arguments"]
+    labels, counts = 8 * 4, 4 + 16  # the step's number and the guard's four; SimCLR does not look at labels, so the program does not take them
+    assert sum(held.values()) - labels + counts == m["arguments"]
     assert r["steps"] == 2000 and r["hours"] is None
     said = report.text(r)
     assert said.startswith("cpu:8: 8 devices (cpu), batch 64, 8 rows a device\n") and ": fits\n" in said

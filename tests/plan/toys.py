@@ -5,6 +5,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from simclr_jax import dist
+from simclr_jax.train import guard
 from simclr_jax.train.step import make_step
 from simclr_jax.types import Method, TrainState
 
@@ -24,7 +25,7 @@ def traced(mesh, rows, microbatches=1):
     """Its step of so many rows on the mesh, traced."""
     tx = optax.sgd(0.1)
     params = {"W": jnp.zeros((IN, OUT))}
-    state = TrainState(jnp.int32(0), params, tx.init(params), {})
+    state = TrainState(jnp.int32(0), params, tx.init(params), {}, guard.new())
     place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
     state = jax.tree.map(lambda x: place(x, P()), state)
     step = make_step(method(), tx, mesh, seed=0, microbatches=microbatches)

@@ -104,7 +104,7 @@ def drifting():
     """A device's memory goes wrong in the middle of the run: this process's parameters move by a bit."""
     import jax
     from simclr_jax.train import __main__ as command
-    make = command.make_step
+    make = command.build.compiled
 
     def made(*args, **kwargs):
         step_fn, count = make(*args, **kwargs), [0]
@@ -120,24 +120,24 @@ def drifting():
                     for x, m in zip(jax.tree.leaves(state.params), moved)]))
             return state, metrics
         return step
-    command.make_step = made
+    command.build.compiled = made
 
 
 def slow_step():
     """A tenth of a second more a step, so that signals come within the run."""
     from simclr_jax.train import __main__ as command
-    make = command.make_step
+    make = command.build.compiled
 
     def made(*args, **kwargs):
         step_fn = make(*args, **kwargs)
         return lambda *given: (time.sleep(0.1), step_fn(*given))[1]
-    command.make_step = made
+    command.build.compiled = made
 
 
 def kills_itself():
     """As SIGKILL does, right after the step number in KILL_AT is under way, while a save may be."""
     from simclr_jax.train import __main__ as command
-    make, at = command.make_step, int(os.environ["KILL_AT"])
+    make, at = command.build.compiled, int(os.environ["KILL_AT"])
 
     def made(*args, **kwargs):
         step_fn = make(*args, **kwargs)
@@ -148,7 +148,7 @@ def kills_itself():
             return step_fn(state, batch)
         return step
     import jax
-    command.make_step = made
+    command.build.compiled = made
 
 
 def stops_at_5():
@@ -159,7 +159,7 @@ def stops_at_5():
 def slow_compile():
     import jax
     from simclr_jax.train import __main__ as command
-    make = command.make_step
+    make = command.build.compiled
 
     def made(*args, **kwargs):
         step_fn, first = make(*args, **kwargs), [True]
@@ -171,7 +171,7 @@ def slow_compile():
                 _in_c(600)
             return step_fn(*given)
         return step
-    command.make_step = made
+    command.build.compiled = made
 
 
 def _in_c(seconds):

@@ -25,7 +25,7 @@ def case():
     def measured(devices):
         mesh = dist.make_mesh({"data": devices}, jax.devices()[:devices])
         state = init_state(method, optax.sgd(0.1), mesh, batch, seed=0)
-        gradients = make_gradients(method, seed=0)
+        gradients = make_gradients(method, dist.DATA, seed=0)
         fn = jax.shard_map(lambda s, b: gradients(s, b)[:2], mesh=mesh, in_specs=(P(), P(dist.DATA)), out_specs=P())
         loss, grads = jax.jit(fn)(state, dist.place_batch(batch, mesh))
         flat = np.concatenate([np.ravel(g).astype(np.float64) for g in jax.tree.leaves(jax.device_get(grads))])

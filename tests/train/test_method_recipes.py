@@ -5,10 +5,10 @@ import pytest
 
 from runs import ROOT, numbers
 from simclr_jax.evals.__main__ import main as evaluate
+from simclr_jax.life import Life
 from simclr_jax.train import stored
 from simclr_jax.train.__main__ import main
 from simclr_jax.train.checkpoint import Checkpoints
-from simclr_jax.train.stop import Stop
 
 RECIPES = sorted(p.stem.removesuffix("_digits") for p in (ROOT / "configs").glob("*_digits.py") if "clip" not in p.stem)
 SMALL = ["--config.batch=32", "--config.steps=3", "--config.log_every=1", "--config.checkpoint.every=1", "--config.evals.every=0",
@@ -31,7 +31,7 @@ def leaves(workdir):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_resumes_to_the_bit_and_is_evaluated(name, tmp_path, monkeypatch):
     train(name, tmp_path / "whole")
-    monkeypatch.setattr(Stop, "reached", lambda self, at: at == 2)
+    monkeypatch.setattr(Life, "stops", lambda self, at: at == 2)
     with pytest.raises(SystemExit):
         train(name, tmp_path / "parts")
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import runs
 from runs import SMALL, launch, numbers
 from simclr_jax import dist
 from simclr_jax.errors import UsageError
-from simclr_jax.train import __main__ as command, load, placement
+from simclr_jax.train import __main__ as command, guard, load, placement
 from simclr_jax.types import TrainState
 
 # All but 2% of the parameters are in two arrays that are cut; momentum with them.
@@ -20,7 +20,7 @@ BIG = [flag for flag in SMALL if ".channels" not in flag] + [
 
 
 def state(params, tx=optax.adam(0.1), **extra):
-    return jax.eval_shape(lambda: TrainState(jnp.int32(0), params, tx.init(params), extra))
+    return jax.eval_shape(lambda: TrainState(jnp.int32(0), params, tx.init(params), extra, guard.new()))
 
 
 def cut(sharding):
@@ -107,7 +107,7 @@ def test_a_cut_run_is_evaluated_while_it_trains(tmp_path):
 def test_loaded_weights_go_where_those_of_the_net_lie():
     mesh = dist.make_mesh({"data": 2, "model": 4})
     params = {"image": {"kernel": jnp.zeros((64, 96)), "bias": jnp.zeros(96)}}
-    empty = TrainState(jnp.int32(0), params, (), {})
+    empty = TrainState(jnp.int32(0), params, (), {}, guard.new())
     empty = jax.device_put(empty, placement.of(empty, mesh, least=1000))
     new = {"kernel": np.arange(64 * 96, dtype=np.float32).reshape(64, 96), "bias": np.ones(96, np.float32)}
     filled = load.place(empty, {"image": new}).params["image"]
