@@ -24,7 +24,8 @@ def method(config, *, axis: str | None, tokenizer=None) -> Method:
     given = {"axis": axis, "remat": config.remat}
     if tokenizer is not None:
         given |= {"vocab": tokenizer.vocab, "length": tokenizer.length, "eot": tokenizer.eot}
-    if config.remat and not any("remat" in names.parameters(names.factory("nets", spec.name)) for spec in config.nets.values()):
+    factories = [names.factory("nets", spec.name) for spec in config.nets.values()]
+    if config.remat and not any("remat" in names.parameters(factory) for factory in factories):
         raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     nets = {role: names.make("nets", spec, **given) for role, spec in config.nets.items()}
     return names.make("methods", config.method, nets)
