@@ -49,7 +49,7 @@ read_topology() {
   esac
   if [[ $shape =~ ^([1-9][0-9]*)x([1-9][0-9]*)(x([1-9][0-9]*))?$ ]]; then
     a=${BASH_REMATCH[1]} b=${BASH_REMATCH[2]} c=${BASH_REMATCH[4]:-1}
-    if [[ $known == *" $shape "* ]] || { [[ $version == v4 || $version == v5p ]] && ((a % 4 + b % 4 + c % 4 == 0)); }; then
+    if [[ $known == *" $shape "* ]] || { [[ $version =~ ^(v4|v5p)$ ]] && ((a % 4 + b % 4 + c % 4 == 0)); }; then
       # shellcheck disable=SC2034  # for those who source this
       chips=$((a * b * c))
       return

@@ -42,11 +42,12 @@ while (($#)); do
 done
 for value in "$name" "$namespace" ${account:+"$account"}; do
   [[ $value =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-    refuse "--name, --namespace or --service-account '$value', wanted small letters, digits and hyphens, as in --name=simclr-1"
+    refuse "--name, --namespace or --service-account '$value', wanted small letters, digits and hyphens, as in simclr-1"
 done
 [[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts='$restarts', wanted a whole number"
 [[ -n $topology ]] || refuse "no --topology given, as in --topology=v5e:8x8"
-[[ $image =~ ^[A-Za-z0-9._/:@-]+$ ]] || refuse "--image='$image', wanted a container image, as in --image=us-docker.pkg.dev/PROJECT/REPOSITORY/simclr_jax"
+[[ $image =~ ^[A-Za-z0-9._/:@-]+$ ]] ||
+  refuse "--image='$image', wanted a container image, as in --image=us-docker.pkg.dev/PROJECT/REPOSITORY/simclr_jax"
 read_topology "$topology"
 check_training "$@"
 
@@ -140,8 +141,8 @@ ask() {
 
 # Training's exit code: the first of a pod that is not 0.
 exit_code() {
-  local codes code
-  codes=$(run "${kube[@]}" get pods "$pods" --output='jsonpath={.items[*].status.containerStatuses[0].state.terminated.exitCode}')
+  local codes code path='{.items[*].status.containerStatuses[0].state.terminated.exitCode}'
+  codes=$("${kube[@]}" get pods "$pods" --output="jsonpath=$path")
   for code in $codes; do
     if ((code)); then echo "$code"; return; fi
   done

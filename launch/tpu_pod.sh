@@ -39,7 +39,8 @@ while (($#)); do
   esac
   shift
 done
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || refuse "--name='$name', wanted small letters, digits and hyphens, as in --name=simclr-1"
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
+  refuse "--name='$name', wanted small letters, digits and hyphens, as in --name=simclr-1"
 [[ -n $zone ]] || refuse "no --zone given, as in --zone=us-central1-a"
 [[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts='$restarts', wanted a whole number"
 if ! $stop; then
@@ -117,7 +118,8 @@ export PATH="$HOME/.local/bin:$PATH"; command -v uv > /dev/null || curl -LsSf ht
 cd simclr_jax; uv pip install --quiet --python ../.venv/bin/python -e ".[tpu]"'
 
 copy() {
-  run tar -czf "$archive" -C "$root" --exclude=__pycache__ simclr_jax configs launch pyproject.toml requirements.txt README.md LICENSE &&
+  run tar -czf "$archive" -C "$root" --exclude=__pycache__ simclr_jax configs launch pyproject.toml requirements.txt \
+    README.md LICENSE &&
     run "${tpu_vm[@]}" scp "$archive" "$name:simclr_jax.tgz" "${where[@]}" --worker=all &&
     on_all "$install"
 }

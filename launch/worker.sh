@@ -19,9 +19,12 @@ fi
 
 printf -v asked '%q ' "$@"
 if alive; then
-  [[ $(<"$state/command") == "$asked" ]] || { echo "error: another run goes on here: $(<"$state/command"); stop it first" >&2; exit 2; }
+  [[ $(<"$state/command") == "$asked" ]] || {
+    echo "error: another run goes on here: $(<"$state/command"); stop it first" >&2
+    exit 2
+  }
 else
-  rm -f "$state/code"
+  rm -f "$state/code" "$state/pid"
   : > "$state/log"
   printf '%s' "$asked" > "$state/command"
   # A session of its own: it outlives the connection. Its output goes to the log alone.

@@ -70,7 +70,8 @@ def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method
     Raises:
       UsageError: also if config.remat is to reach blocks and no net has any.
     """
-    if config.remat and not any("remat" in names.parameters(names.factory("nets", spec.name)) for spec in config.nets.values()):
+    factories = [names.factory("nets", spec.name) for spec in config.nets.values()]
+    if config.remat and not any("remat" in names.parameters(factory) for factory in factories):
         raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     told = {"axis": axis, "remat": config.remat, **given(tokenizer)}
     nets = {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}

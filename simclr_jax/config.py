@@ -234,7 +234,8 @@ def fill(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """Refuses values that no run can have, before anything is built."""
-    for field, least in (("batch", 2), ("microbatches", 1), ("log_every", 1), ("mesh.model", 1), ("devices", 0), ("steps", 0), ("seed", 0)):
+    for field, least in (("batch", 2), ("microbatches", 1), ("log_every", 1), ("mesh.model", 1), ("devices", 0),
+                         ("steps", 0), ("seed", 0)):
         value = config.mesh.model if field == "mesh.model" else config[field]
         if value < least:
             raise UsageError(f"config.{field}={value}, wanted at least {least}")

@@ -63,7 +63,8 @@ def doctor(config=None, workdir=None, *, seconds: float = 2.0) -> list[Finding]:
     except UsageError as e:
         return [*found, Finding(BAD, "run", str(e))]
     layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    found.append(Finding(OK, "run", f"{config.method.name}, batch {config.batch} over mesh {layout}; data: {source.describe}"))
+    found.append(Finding(OK, "run", f"{config.method.name}, batch {config.batch} over mesh {layout}; "
+                                    f"data: {source.describe}"))
     if workdir is not None and (room := _room(config, state, workdir)):
         found.append(room)
     if seconds:
@@ -78,7 +79,8 @@ def _versions():
             have[name] = importlib.metadata.version(name)
     text = f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in have.items())
     if not {"tensorflow", "tensorflow-cpu"} & set(have):
-        return Finding(NOTE, "versions", f"{text}; no TensorFlow", "pip install tensorflow-cpu, unless all data is arrays or a cache")
+        return Finding(NOTE, "versions", f"{text}; no TensorFlow",
+                       "pip install tensorflow-cpu, unless all data is arrays or a cache")
     return Finding(OK, "versions", text)
 
 
@@ -103,13 +105,16 @@ def _devices():
     first = jax.local_devices()[0]
     stats = first.memory_stats() or {}
     size = f", {stats['bytes_limit'] / GIB:.1f} GiB each" if "bytes_limit" in stats else ""
-    yield Finding(OK, "devices", f"{jax.device_count()} {first.platform} ({first.device_kind}){size}, {jax.local_device_count()} here")
+    yield Finding(OK, "devices", f"{jax.device_count()} {first.platform} ({first.device_kind}){size}, "
+                                 f"{jax.local_device_count()} here")
     if first.platform != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         return
     if pathlib.Path("/proc/driver/nvidia/version").exists():
         yield Finding(NOTE, "devices", "an NVIDIA driver is here, and JAX uses the CPU", "pip install -e '.[gpu]'")
-    if any(pathlib.Path("/dev").glob("accel[0-9]*")) or importlib.util.find_spec("libtpu") and pathlib.Path("/dev/vfio/0").exists():
-        yield Finding(NOTE, "devices", "a TPU is here, and JAX uses the CPU", "pip install -e '.[tpu]'; end what else uses the TPU")
+    vfio = importlib.util.find_spec("libtpu") and pathlib.Path("/dev/vfio/0").exists()  # other devices are there too
+    if vfio or any(pathlib.Path("/dev").glob("accel[0-9]*")):
+        yield Finding(NOTE, "devices", "a TPU is here, and JAX uses the CPU",
+                      "pip install -e '.[tpu]'; end what else uses the TPU")
 
 
 def _machine():

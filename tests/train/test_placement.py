@@ -111,18 +111,22 @@ def test_loaded_weights_go_where_those_of_the_net_lie():
     empty = jax.device_put(empty, placement.of(empty, mesh, least=1000))
     new = {"kernel": np.arange(64 * 96, dtype=np.float32).reshape(64, 96), "bias": np.ones(96, np.float32)}
     filled = load.place(empty, {"image": new}).params["image"]
-    assert filled["kernel"].sharding.spec == P(None, "model") and filled["kernel"].addressable_shards[0].data.shape == (64, 24)
+    assert filled["kernel"].sharding.spec == P(None, "model")
+    assert filled["kernel"].addressable_shards[0].data.shape == (64, 24)
     jax.tree.map(np.testing.assert_array_equal, filled, new)
 
 
 @pytest.mark.slow
 def test_an_axis_that_spans_processes(tmp_path, whole):
     """Two processes of one device each hold half of each big parameter, and the same rows."""
-    how = ["--config.devices=1", "--config.mesh.model=2"]
-    job, output = launch(tmp_path, *how, small=BIG)
+    how = ["--config.devices=1", "--config.mesh.model=2", "--config.evals.every=6"]
+    job, output = launch(tmp_path, *how, small=BIG, wait=150)
     assert job.returncode == 0 and "mesh data 1 x model 2, 2 process(es)" in output, output
-    same(tmp_path, whole)
-    train(tmp_path, "--config.steps=6")  # all of it is on disk
+    *rows, scored = numbers(tmp_path)
+    assert 0.1 < scored["eval/knn"] <= 1
+    for got, want in zip(rows, numbers(whole), strict=True):
+        np.testing.assert_allclose(got["train/loss"], want["train/loss"], rtol=1e-5)
+    train(tmp_path)  # all of it is on disk
 
 
 def test_sizes_that_fit_no_layout_are_one_line(tmp_path):
