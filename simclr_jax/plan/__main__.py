@@ -8,7 +8,8 @@ import sys
 from simclr_jax.errors import UsageError
 from simclr_jax.plan import environment
 
-OPTIONS = dict(topology="local", examples=0, json=False, search=False, largest=True, keep="")
+OPTIONS = dict(topology="local", examples=0, json=False, search=False, largest=True, compile=True,
+               keep="")
 
 
 def main(argv: list[str]) -> None:
@@ -30,8 +31,9 @@ def main(argv: list[str]) -> None:
     if flags["search"]:
         result = search.run(config, say=say, **given)
     else:
-        result = measure.run(config, keep=epath.Path(flags["keep"]) if flags["keep"] else None, **given)
-        if flags["largest"]:
+        keep = epath.Path(flags["keep"]) if flags["keep"] else None
+        result = measure.run(config, compile=flags["compile"], keep=keep, **given)
+        if flags["largest"] and flags["compile"]:
             result |= largest.find(config, result, **given)
     print(json.dumps(result) if flags["json"] else report.text(result), flush=True)
 

@@ -10,13 +10,14 @@ from simclr_jax.errors import UsageError
 from simclr_jax.plan import arithmetic, chips, hlo, stand_in, topology as topologies
 
 
-def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict:
+def run(config, devices, topology: str, *, examples: int = 0, compile: bool = True, keep=None) -> dict:
     """Plans a config.
 
     Args:
       devices: of the topology, as `topology.devices` gives them.
       topology: its name, for the record.
       examples: of the training data, if it is not here; 0: as `stand_in` knows.
+      compile: False: only what the traced program tells, its arithmetic and what is held from step to step.
       keep: a path to write the optimised program to.
 
     Returns:
@@ -47,6 +48,8 @@ def run(config, devices, topology: str, *, examples: int = 0, keep=None) -> dict
               "device": kind, "mesh": dict(mesh.shape), "microbatches": config.microbatches,
               "flops_in_passes": products.passes, "flops_exact": products.exact, "takes": takes(step),
               "steps": build.steps(config, size) if size or config.steps else None, "needs": ""}
+    if not compile:
+        return result | {"fits": None, "needs": "not compiled, so whether it fits is not known"}
     try:
         compiled = build.compiled(traced)
     except build.DoesNotFit as e:

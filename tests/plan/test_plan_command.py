@@ -53,6 +53,12 @@ def test_the_largest_batch_is_one_that_fits(capsys, monkeypatch):
     assert not plan(capsys, "--topology=cpu:2", "--nolargest", f"--config.batch={2 * most}")["fits"]
 
 
+def test_without_compiling_there_is_arithmetic(capsys):
+    r = plan(capsys, "--topology=cpu:8", "--nocompile")
+    assert FIELDS <= r.keys() and r["fits"] is r["collectives"] is None and "largest_batch" not in r
+    assert r["flops"] > 0 and r["takes"]["parameters"] > 0 and "not compiled" in report.text(r)
+
+
 def made_up(asked, limit):
     """`measure.run` by a rule: rows of a piece cost memory, further passes cost time, the loss's tile costs both."""
     def run(config, devices, topology, examples):
