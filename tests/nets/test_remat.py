@@ -100,7 +100,7 @@ def test_one_field_reaches_every_net():
     config, _ = configs.parse(["train", f"--config={ROOT}/configs/clip_digits.py", "--config.remat=true"])
     assert not any("remat" in net for net in config.nets.values())
     tokenizer = type("Tokenizer", (), dict(vocab=40, length=16, eot=39))
-    method = build.method(config, axis=None, tokenizer=tokenizer)
+    method = build.method(config, axis=None, examples=1000, tokenizer=tokenizer)
     x = {"image": jnp.zeros((2, 8, 8, 3)), "text": jnp.zeros((2, 16), jnp.int32)}
     batch = {"views": x["image"][:, None], "text": x["text"], "id": jnp.zeros((2, 2), jnp.uint32)}
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
@@ -114,4 +114,4 @@ def test_a_config_without_blocks_is_refused():
     config = config.copy_and_resolve_references().unlock()
     config.nets.backbone = dict(name="mlp")
     with pytest.raises(UsageError, match="none of config.nets has blocks"):
-        build.method(configs.fill(config), axis=None)
+        build.method(configs.fill(config), axis=None, examples=1000)
