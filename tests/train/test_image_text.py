@@ -39,9 +39,9 @@ def close(workdir, other):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("how", [["--config.devices=4", "--config.microbatches=2"],
-                                 pytest.param(["--config.devices=8"], marks=pytest.mark.slow),
-                                 pytest.param(["--config.devices=1", "--config.microbatches=4"], marks=pytest.mark.slow)],
+@pytest.mark.slow  # in small: tests/methods/test_laws.py
+@pytest.mark.parametrize("how", [["--config.devices=4", "--config.microbatches=2"], ["--config.devices=8"],
+                                 ["--config.devices=1", "--config.microbatches=4"]],
                          ids=str)
 def test_any_split_of_the_batch_trains_the_same(run, tmp_path, how):
     loss, whole = run

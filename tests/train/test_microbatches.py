@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from methods.test_laws import METHODS, TOYS
+from methods.test_laws import METHODS, RUN, TOYS
 from simclr_jax import dist, names
 from simclr_jax.nets import convnet, mlp, resnet, vit
 from simclr_jax.nets.norm import BatchNorm
@@ -103,7 +103,7 @@ def normalised(net):
 def test_every_method_with_batch_statistics(name):
     toy = TOYS[name]
     nets = {role: normalised(net) for role, net in toy["nets"]().items()}
-    method = names.make("methods", {"name": name, **toy["spec"]}, nets)
+    method = names.make("methods", {"name": name, **toy["spec"]}, nets, **RUN)
     whole, pieces = (gradient(method, toy["batch"], 1, microbatches) for microbatches in (1, 2))
     assert_same_gradient(pieces, whole)
     changed = jax.tree.map(lambda a, b: a.shape == b.shape and bool(np.isfinite(a).all()), pieces[2], whole[2])
