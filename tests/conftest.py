@@ -15,7 +15,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests and their proces
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import scorecard  # noqa: E402
 from simclr_jax import dist  # noqa: E402
+
+
+def pytest_addoption(parser):
+    scorecard.addoption(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    scorecard.note(item, report)
+    return report
+
+
+def pytest_sessionfinish(session):
+    if path := session.config.getoption("--scorecard"):
+        import platform
+        scorecard.write(path, f"Python {platform.python_version()}, jax {jax.__version__}, {os.cpu_count()} CPU cores")
 
 
 def pytest_configure(config):

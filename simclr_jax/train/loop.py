@@ -141,12 +141,25 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
                 clock.skip()
     except _Bad as bad:
         raise NumericsError(_give_up(bad, state, checkpoints, meta, stop_after, dump, life)) from None
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise UsageError(_no_room(str(e), batch, mesh)) from None
     finally:
         life.at("end", step)
         _report(problems(), reported)
         feed.close()
         tracer.close()
     return state
+
+
+def _no_room(text, batch, mesh):
+    """What to do about a step that does not fit: needed, there, and what makes it fit."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    limit = f", of {stats['bytes_limit'] / 2**30:.1f} GiB a device" if "bytes_limit" in stats else ""
+    return (f"out of memory: a step of {batch} rows on {mesh.size} device(s) does not fit "
+            f"({' '.join(text.split())[:160]}){limit}; set config.microbatches to 2 or more (the gradient stays exact), or "
+            "take a smaller config.batch or more devices")
 
 
 class _Bad(Exception):

@@ -151,6 +151,21 @@ def kills_itself():
     command.build.compiled = made
 
 
+def little_memory():
+    """An address space in which a few GiB find no place, once all is imported."""
+    import resource
+
+    from simclr_jax.train import __main__ as command
+    init = command.init_state
+
+    def limited(*args, **kwargs):
+        state = init(*args, **kwargs)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31))
+        return state
+    command.init_state = limited
+
+
 def stops_at_5():
     from simclr_jax.life import Life
     Life.stops = lambda self, step: step == 5

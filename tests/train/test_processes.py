@@ -1,7 +1,6 @@
 """Two real processes on one machine against one: the same examples, the same losses, one workdir."""
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,8 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from runs import ROOT, SMALL, finish, launch, numbers, start, train
-from simclr_jax.train.log import read_rows
+from runs import ROOT, SMALL, launch, numbers, train
 
 CONFIG = f"--config={ROOT}/configs/simclr_digits.py"
 
@@ -25,22 +23,6 @@ def test_two_processes_train_as_one(tmp_path):
     # What two processes wrote, one goes on with.
     train(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "config.json").read_text())["batch"] == 64
-
-
-@pytest.mark.slow
-def test_sigterm_saves_a_common_step_and_the_same_command_goes_on(tmp_path):
-    job = start(tmp_path, "--config.steps=100000", "--config.checkpoint.every=100000")
-    deadline = time.time() + 60
-    while time.time() < deadline and len(read_rows(tmp_path / "metrics.jsonl")) < 5:
-        time.sleep(0.2)
-    job.send_signal(signal.SIGTERM)
-    asked = time.time()
-    job, output = finish(job, 30)
-    assert job.returncode == 75, output
-    assert time.time() - asked < 20
-    step = read_rows(tmp_path / "metrics.jsonl")[-1]["step"]
-    assert f"stopped at step {step}, saved" in output
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
 
 
 def test_processes_with_a_directory_each_are_refused(tmp_path):
@@ -80,7 +62,7 @@ def test_one_process_that_fails_takes_the_others_with_it(tmp_path):
     start_time = time.time()
     job, output = launch(tmp_path / "run", "--config.data.name=folder", f"--config.data.root={pictures}",
                          "--config.data.memory=0.0", "--config.batch=8", "--config.steps=100000")
-    assert job.returncode == 2 and time.time() - start_time < 50, output
+    assert job.returncode == 70 and time.time() - start_time < 50, output
     assert "images cannot be read, and max_bad=0.01" in output and "Traceback" not in output
 
 
