@@ -61,9 +61,9 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
 
 def make_gradients(method: Method, *, seed: int, microbatches: int = 1, augment: Callable = lambda batch: batch
                    ) -> Callable:
-    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over "data"; arguments as `make_step`.
+    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over "data".
 
-    All but `ctx` are of the whole batch and replicated: the gradients are summed over devices, once.
+    Arguments are those of `make_step`. All but `ctx` are of the whole batch and replicated: the gradients are summed over devices, once.
     """
     axis = dist.DATA
 
