@@ -161,7 +161,8 @@ def _whole(method, tx, loss):
         value, grads = jax.value_and_grad(of)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.extra), metrics
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.extra,
+                          state.guard), metrics
     return step
 
 

@@ -44,7 +44,8 @@ def main(folder: str) -> None:
     if found is None:
         raise UsageError(f"--replay={folder}: there is no state in it; wanted what a run left under WORKDIR/bad/STEP")
     step, state, _ = found
-    print(f"step {step} of {config.method.name}, batch {config.batch}, on {mesh.size} {jax.devices()[0].platform} device(s)")
+    where = f"{mesh.size} {jax.devices()[0].platform} device(s)"
+    print(f"step {step} of {config.method.name}, batch {config.batch}, on {where}")
     _report(state, batch, *_run(method, mesh, config, finish, state, batch))
 
 
@@ -78,8 +79,8 @@ def _report(state, batch, loss, grads, rows, outputs):
     for what, tree in (("batch", rows), ("outputs", outputs)):
         bad = sorted({int(i) for x in jax.tree.leaves(tree) for i in _bad_rows(np.asarray(x))})
         shown = ", ".join(f"{i} (example {batch['id'][i, 0]})" for i in bad[:SHOWN])
-        print(f"rows of the {what} that are not finite: " + (f"{len(bad)} of {len(batch['id'])}: {shown}"
-                                                             + (", ..." if len(bad) > SHOWN else "") if bad else "none"))
+        found = f"{len(bad)} of {len(batch['id'])}: {shown}" + (", ..." if len(bad) > SHOWN else "") if bad else "none"
+        print(f"rows of the {what} that are not finite: {found}")
 
 
 def _bad_rows(x):

@@ -1,11 +1,12 @@
-"""The reliability scorecard: `python -m pytest -m scorecard --scorecard=docs/reliability.md` runs its rows and writes the
-table. Tests name the row they hold by `@pytest.mark.scorecard(row)`; several may hold one."""
+"""The reliability scorecard: `python -m pytest -m scorecard --scorecard=docs/reliability.md` runs its rows and writes
+the table. Tests name the row they hold by `@pytest.mark.scorecard(row)`; several may hold one."""
 import collections
 import pathlib
 
 ROWS = {
     1: "NT-Xent: loss and parameter gradient are those of one device, on 2, 4 and 8",
-    2: "the same for InfoNCE, CLIP, SigLIP (gather and ring), DINO, BYOL's regression; Barlow Twins and VICReg are not here yet",
+    2: "the same for InfoNCE, CLIP, SigLIP (gather and ring), DINO, BYOL's regression; of Barlow Twins and "
+       "VICReg the losses are not here yet",
     3: "a gather without gradient, a dropped and a doubled mean turn row 1 red",
     4: "swapped views and a permuted batch lose the same; no row is a negative of itself",
     5: "random embeddings lose ln(2N - 1), N the global batch",
@@ -90,9 +91,9 @@ def write(path, versions):
         tests = "<br>".join(f"`{name}`" + (f" ({len(o)} cases)" if len(o) > 1 else "") for name, o in sorted(
             _found[row].items()))
         lines.append(f"| {number} | {text} | {_result(row)} | {tests} |")
-    lines += ["", "One row alone: `python -m pytest 'TEST'` with the name in the table. Not covered here, for want of the machines: faults",
-              "of ICI and NCCL, memory of accelerators running out, object stores that throttle, real maintenance events, and the",
-              "order of sums in bfloat16.", ""]
+    lines += ["", "One row alone: `python -m pytest 'TEST'` with the name in the table. Not covered here,",
+              "for want of the machines: faults of ICI and NCCL, memory of accelerators running out, object stores that",
+              "throttle or refuse, real maintenance events, and the order of sums in bfloat16.", ""]
     pathlib.Path(path).write_text("\n".join(lines))
 
 

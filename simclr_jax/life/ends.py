@@ -9,7 +9,7 @@ from simclr_jax.errors import UsageError
 
 
 def command(main) -> None:
-    """Runs `main(sys.argv)`. A UsageError is one line on stderr and its exit code, Ctrl-C outside of training is 130."""
+    """Runs `main(sys.argv)`. A UsageError is one line on stderr and its exit code, Ctrl-C outside training is 130."""
     try:
         main(sys.argv)
         return

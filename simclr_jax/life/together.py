@@ -1,4 +1,4 @@
-"""What processes settle on the host, through the job's key-value store: no device takes part, and a missing one is named.
+"""What processes settle on the host, through the job's key-value store: no device takes part, and who lacks is named.
 
 Every function is for all processes, in the same order. With one process each returns at once.
 """

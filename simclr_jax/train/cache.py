@@ -7,7 +7,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @contextlib.contextmanager
 def of(directory):
-    """Within this context JAX keeps what takes over a second to compile in `directory` (`gs://` too); None: it does not.
+    """In this context JAX keeps what takes over a second to compile in `directory` (`gs://` too); None: it does not.
 
     Process 0 alone writes, and all read. A cache that cannot be read or written costs a warning of JAX's and no run.
     """

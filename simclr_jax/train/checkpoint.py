@@ -68,7 +68,7 @@ class Checkpoints:
           wait: return when the step is whole.
 
         Raises:
-          UsageError: this or an earlier write failed (a full disk); the older steps are as they were.
+          CheckpointError: this or an earlier write failed (a full disk); the older steps are as they were.
         """
         self.wait()
         manager = self._open()
@@ -109,7 +109,8 @@ class Checkpoints:
             jax.Array with it, on however many devices; one without as numpy.
 
         Raises:
-          UsageError: there are steps and none is whole, or the newest whole one has other leaves, shapes or dtypes.
+          CheckpointError: there are steps and none is whole.
+      UsageError: the newest whole one has other leaves, shapes or dtypes.
         """
         wanted = stored.named(template)
         tried: list[int] = []
@@ -137,7 +138,7 @@ class Checkpoints:
         """The `meta` of `step`, or of the newest step where it is whole; no array is read. None if there is no step.
 
         Raises:
-          UsageError: it cannot be read.
+          CheckpointError: it cannot be read.
         """
         candidates = self.steps()[::-1] if step is None else [step]
         for candidate in candidates:
@@ -146,14 +147,15 @@ class Checkpoints:
             except Exception as e:
                 cause = stored.one_line(e)
         if candidates:
-            raise CheckpointError(f"checkpoint {self.directory / str(candidates[-1])}: its metadata cannot be read: {cause}")
+            raise CheckpointError(f"checkpoint {self.directory / str(candidates[-1])}: its metadata cannot be read: "
+                                  f"{cause}")
         return None
 
     def wait(self) -> None:
         """Returns when everything is written.
 
         Raises:
-          UsageError: a write failed; names the directory and the cause.
+          CheckpointError: a write failed; names the directory and the cause.
         """
         if self._manager is not None:
             self._attempt(self._manager.wait_until_finished)
@@ -213,8 +215,8 @@ class Checkpoints:
             return function(*args, **kwargs)
         except Exception as e:
             self._manager = None
-            raise CheckpointError(f"cannot write checkpoints in {self.directory}: {stored.one_line(e)}; make room or give "
-                             f"another directory, and start again: older checkpoints are as they were") from None
+            raise CheckpointError(f"cannot write checkpoints in {self.directory}: {stored.one_line(e)}; make room or "
+                                  f"give another directory, and start again: older checkpoints are as they were") from None
 
     def _load(self, step: int, wanted: dict):
         """(finding, text, None or ({path: leaf}, meta)) of one step, in this process."""

@@ -34,7 +34,8 @@ class Same:
         from jax.experimental import multihost_utils
         sums = np.asarray(multihost_utils.process_allgather(self._own(state.params), tiled=True))
         for i, kind in enumerate(self._kinds):
-            split = {axis for part in self._specs[kind] if part for axis in (part if isinstance(part, tuple) else (part,))}
+            parts = [part if isinstance(part, tuple) else (part,) for part in self._specs[kind] if part]
+            split = {axis for part in parts for axis in part}
             found = first = sums[..., i]
             for dim, axis in enumerate(self._mesh.axis_names):
                 first = first if axis in split else np.take(first, [0], dim)

@@ -61,5 +61,6 @@ def read(folder):
             with np.load(io.BytesIO((folder / f"rows-{i}.npz").read_bytes()), allow_pickle=False) as part:
                 parts.append({k: part[k] for k in part.files})
     except (OSError, ValueError, KeyError) as e:
-        raise UsageError(f"--replay={folder}: {stored.one_line(e)}; wanted what a run left under WORKDIR/bad/STEP") from None
+        raise UsageError(f"--replay={folder}: {stored.one_line(e)}; wanted what a run left under WORKDIR/bad/STEP"
+                         ) from None
     return config, given, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}

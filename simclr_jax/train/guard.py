@@ -1,8 +1,9 @@
 """Which steps are not to be taken, decided within the step, on replicated numbers, so alike on every device.
 
 A step is skipped if its loss, its gradient, its update or anything it would leave in `extra` is not finite, or if the
-gradient's norm is more than `spike` times its running mean. Then parameters, the optimiser's moments and `extra` stay as they were; the step
-number, and every count in the optimiser that schedules follow, go on, so that a rate stays a function of the step.
+gradient's norm is more than `spike` times its running mean. Then parameters, the optimiser's moments and `extra` stay
+as they were; the step number, and every count in the optimiser that schedules follow, go on, so that a rate stays a
+function of the step.
 """
 from typing import NamedTuple
 

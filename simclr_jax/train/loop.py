@@ -30,7 +30,7 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
       collapse: (step, numbers) -> (text for the log's line, [warnings]), of what is logged and of what is evaluated.
       profile: {"start", "steps"}: which steps to trace into workdir/profile.
       life: of this process; check_every: steps between comparisons of all devices' parameters, 0: only at the start.
-      stop_after: as `guard.Rule.stop` of the step; dump: (state, batch, step) -> where the step is written for a replay.
+      stop_after: as `guard.Rule.stop` of the step; dump: (state, batch, step) -> where it wrote the step for a replay.
 
     Raises:
       NumericsError: so many steps in a row were not finite, or devices hold different parameters.
@@ -130,8 +130,8 @@ def run(state, step_fn: Callable, batches, *, mesh, total: int, batch: int, rate
                     warned.add(line)
                     log.say(f"warning: step {step}: {line}")
             if check_every and step % check_every == 0 and (odd := same(state)):
-                raise NumericsError(f"step {step}: {odd}; a device or its memory is faulty; the same command goes on from "
-                                    "the last checkpoint")
+                raise NumericsError(f"step {step}: {odd}; a device or its memory is faulty; the same command goes on "
+                                    "from the last checkpoint")
             if stopping and not last:
                 leave(step, state)
             if saves:
@@ -158,8 +158,8 @@ def _no_room(text, batch, mesh):
     stats = mesh.local_devices[0].memory_stats() or {}
     limit = f", of {stats['bytes_limit'] / 2**30:.1f} GiB a device" if "bytes_limit" in stats else ""
     return (f"out of memory: a step of {batch} rows on {mesh.size} device(s) does not fit "
-            f"({' '.join(text.split())[:160]}){limit}; set config.microbatches to 2 or more (the gradient stays exact), or "
-            "take a smaller config.batch or more devices")
+            f"({' '.join(text.split())[:160]}){limit}; set config.microbatches to 2 or more (the gradient stays exact), "
+            "or take a smaller config.batch or more devices")
 
 
 class _Bad(Exception):
@@ -174,7 +174,7 @@ def _skipped(log, step, rows, metrics):
     log.skipped(step, found, ids)
     log.say(f"step {step}: skipped: loss {found['loss']:.4g}, gradient norm {found['grad_norm']:.4g}; "
             f"{found['in_a_row']:.0f} in a row, {found['skipped']:.0f} in all; "
-            f"examples {', '.join(str(i) for i, _ in ids[:8])}{', ...' if len(ids) > 8 else ''} (skipped.jsonl has all)")
+            f"examples {', '.join(str(i) for i, _ in ids[:8])}{', ...' if len(ids) > 8 else ''} (all: skipped.jsonl)")
 
 
 def _give_up(bad, state, checkpoints, meta, stop_after, dump, life):
@@ -188,8 +188,8 @@ def _give_up(bad, state, checkpoints, meta, stop_after, dump, life):
         checkpoints.save(now, state, meta, wait=True)
         newest = now
     where = f"python -m simclr_jax.train --replay={dump(state, rows, step)} runs the last of them again" if dump else ""
-    return (f"{stop_after} steps in a row were skipped, to step {step}: loss {float(metrics['loss']):.4g}, gradient norm "
-            f"{float(metrics['grad_norm']):.4g}; checkpoint {newest} holds the last state; {where}; try a lower "
+    return (f"{stop_after} steps in a row were skipped, to step {step}: loss {float(metrics['loss']):.4g}, gradient "
+            f"norm {float(metrics['grad_norm']):.4g}; checkpoint {newest} holds the last state; {where}; try a lower "
             "config.optim.lr or a longer config.optim.warmup_epochs, or another config.guard")
 
 

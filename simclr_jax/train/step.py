@@ -63,9 +63,10 @@ def make_step(method: Method, tx: optax.GradientTransformation, mesh: Mesh, *, s
 
 def make_gradients(method: Method, axis: str | None, *, seed: int, microbatches: int = 1,
                    augment: Callable = lambda batch: batch) -> Callable:
-    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over `axis`; arguments as `make_step`.
+    """`(state, batch) -> (loss, gradients, extra, metrics, ctx)` within a `shard_map` over `axis`.
 
-    All but `ctx` are of the whole batch and replicated: the gradients are summed over devices, once.
+    Arguments are those of `make_step`. All but `ctx` are of the whole batch and replicated: the gradients are summed over
+    devices, once.
     """
     def gradients(state: TrainState, batch):
         ctx = Ctx(state.step, jax.random.fold_in(jax.random.key(seed), state.step), axis)

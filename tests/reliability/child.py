@@ -21,7 +21,8 @@ def light_digits():
     def split(rows, *, test_size, **_):
         n = test_size if test_size > 1 else int(len(rows) * test_size)
         return rows[n:], rows[:n]
-    fakes = {"sklearn": {}, "sklearn.datasets": {"load_digits": lambda: types.SimpleNamespace(images=images, target=target)},
+    digits = types.SimpleNamespace(images=images, target=target)
+    fakes = {"sklearn": {}, "sklearn.datasets": {"load_digits": lambda: digits},
              "sklearn.model_selection": {"train_test_split": split}}
     for name, content in fakes.items():
         sys.modules[name] = types.ModuleType(name)
@@ -106,6 +107,11 @@ def drifting():
     from simclr_jax.train import __main__ as command
     make = command.build.compiled
 
+    def moved(x):
+        value = np.nextafter(np.asarray(x.addressable_data(0)), np.float32(9))
+        return jax.make_array_from_single_device_arrays(x.shape, x.sharding, [
+            jax.device_put(value, s.device) for s in x.addressable_shards])
+
     def made(*args, **kwargs):
         step_fn, count = make(*args, **kwargs), [0]
 
@@ -113,11 +119,7 @@ def drifting():
             state, metrics = step_fn(state, batch)
             count[0] += 1
             if count[0] == 3:
-                moved = [np.nextafter(np.asarray(x.addressable_data(0)), np.float32(9)) for x in jax.tree.leaves(state.params)]
-                state = state.replace(params=jax.tree.unflatten(jax.tree.structure(state.params), [
-                    jax.make_array_from_single_device_arrays(x.shape, x.sharding, [jax.device_put(m, s.device)
-                                                                                  for s in x.addressable_shards])
-                    for x, m in zip(jax.tree.leaves(state.params), moved)]))
+                state = state.replace(params=jax.tree.map(moved, state.params))
             return state, metrics
         return step
     command.build.compiled = made

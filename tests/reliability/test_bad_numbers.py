@@ -1,5 +1,5 @@
-"""Numbers that go bad in a step: skipped alike everywhere, counted, named, and in the end given up with all that is needed
-to look into it."""
+"""Numbers that go bad in a step: skipped alike everywhere, counted, named, and in the end given up with all that is
+needed to look into it."""
 import json
 
 import jax
@@ -131,7 +131,8 @@ def poisoned_feed(monkeypatch, bad):
     monkeypatch.setattr(build, "feed", poisoned)
 
 
-HOST = [*FLAGS, "--config.augment.where=host", "--config.steps=8", "--config.checkpoint.every=100", "--config.devices=2"]
+HOST = [*FLAGS, "--config.augment.where=host", "--config.steps=8", "--config.checkpoint.every=100",
+        "--config.devices=2"]
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def test_a_skipped_step_is_logged_with_its_examples_and_the_run_goes_on(tmp_path
 @pytest.mark.slow
 @pytest.mark.scorecard(23)
 @pytest.mark.scorecard(39)
-def test_after_so_many_in_a_row_the_last_finite_state_is_saved_and_the_step_can_be_replayed(tmp_path, monkeypatch, capsys):
+def test_after_so_many_in_a_row_the_state_is_saved_and_the_step_can_be_replayed(tmp_path, monkeypatch, capsys):
     poisoned_feed(monkeypatch, range(4, 100))
     with pytest.raises(NumericsError) as stopped:
         main(["train", *HOST, f"--workdir={tmp_path}", "--config.guard.stop=3", "--config.steps=50"])
@@ -189,7 +190,7 @@ def test_the_last_step_is_saved_whatever_the_interval(tmp_path):
 
 @pytest.mark.slow
 def test_a_replay_of_a_good_step_gives_the_loss_that_was_logged(tmp_path, capsys):
-    """What is replayed is the run's own step: with the rule switched off by hand, a dump of any step has its numbers."""
+    """What is replayed is the run's own step: a dump of any step has its numbers."""
     from simclr_jax import replay
     from simclr_jax.train import dump
     kept = []

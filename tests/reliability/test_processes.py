@@ -132,7 +132,8 @@ def test_a_process_stuck_in_its_loader_is_named_and_all_end_with_their_stacks(jo
     assert codes == [75, 75], two.all()
     for i in range(2):
         lines = two.text(i).splitlines()
-        assert any(line.startswith("warning: process 1 on ") and "is in 'data' at step" in line for line in lines), two.all()
+        warned = [line for line in lines if line.startswith("warning: process 1 on ")]
+        assert warned and "is in 'data' at step" in warned[0], two.all()
         assert "process 1 on " in lines[-1] and "is in 'data'" in lines[-1]
         assert "(most recent call first)" in two.text(i)
     assert "in slow" in two.text(1)  # the stack shows where it sleeps

@@ -18,7 +18,8 @@ def test_a_step_that_finds_no_memory_is_one_line_with_what_to_do(job):
     """132 GB of activations, in an address space of two more."""
     one = job("--config.batch=1296", "--config.nets.backbone.channels=(200000,)", fault="little_memory")
     assert one.codes(60) == [2], one.all()
-    assert one.last().startswith("error: out of memory: a step of 1296 rows on 1 device(s) does not fit (RESOURCE_EXHAUSTED")
+    said = "error: out of memory: a step of 1296 rows on 1 device(s) does not fit (RESOURCE_EXHAUSTED"
+    assert one.last().startswith(said)
     assert "set config.microbatches to 2 or more" in one.last() and "Traceback" not in one.text()
 
 
@@ -34,7 +35,7 @@ def test_every_key_mistyped_by_one_letter_is_refused_with_the_right_one():
     assert len(fields) > 60 and "optim.lr" in fields and "guard.spike" in fields
     for field in fields:
         section, dot, name = field.rpartition(".")
-        for wrong in {section + dot + name + "x", section + dot + name[:-1] + "x", section + dot + name[1:]} - set(fields):
+        for wrong in {section + dot + bad for bad in (name + "x", name[:-1] + "x", name[1:])} - set(fields):
             with pytest.raises(UsageError) as e:
                 configs.parse(["train", *FLAGS, f"--config.{wrong}=1"])
             assert repr(wrong) in str(e.value) and "\n" not in str(e.value)
@@ -94,6 +95,6 @@ def test_a_constant_encoder_shows_in_the_first_evaluation(tmp_path):
     evaluate = watch.make(config, method)
     healthy = evaluate(state)
     collapsed = evaluate(state.replace(params=jax.tree.map(lambda x: 0 * x, state.params)))
-    assert healthy["effective_rank"] > 2 and healthy["spread"] > 0.1
+    assert healthy["effective_rank"] > 2 and healthy["spread"] > 0.05
     assert collapsed["effective_rank"] < 1.01 and collapsed["spread"] < 1e-3
     assert collapsed["knn"] < 0.25 < healthy["knn"]  # ten classes: chance is a tenth

@@ -54,7 +54,7 @@ def unbroken(tmp_path_factory):
 @pytest.mark.scorecard(11)
 @pytest.mark.scorecard(12)
 def test_a_run_killed_after_ten_steps_and_taken_up_by_a_new_process_is_the_unbroken_one(unbroken, job):
-    """SIGKILL in step 11, two steps after a save began: the newest whole checkpoint counts, steps after it are replayed."""
+    """SIGKILL in step 11, two steps after a save began: the newest whole checkpoint counts, what follows is replayed."""
     one = job(*TWENTY, fault="notes_ids,kills_itself", KILL_AT="10")
     assert one.codes(END) == [-signal.SIGKILL], one.all()
     two = job(*TWENTY, fault="notes_ids", workdir=one.workdir)

@@ -118,8 +118,8 @@ def test_a_changed_config_is_refused_with_both_values(unbroken, tmp_path, capsys
 
 @pytest.mark.scorecard(23)
 def test_steps_that_are_not_finite_are_skipped_and_so_many_in_a_row_stop_the_run(tmp_path):
-    with pytest.raises(NumericsError, match=r"3 steps in a row were skipped, to step \d+: .*checkpoint \d+ holds the last "
-                                            r"state; .*--replay=.*try a lower") as stopped:
+    with pytest.raises(NumericsError, match=r"3 steps in a row were skipped, to step \d+: .*checkpoint \d+ holds the "
+                                            r"last state; .*--replay=.*try a lower") as stopped:
         train(tmp_path, "--config.optim.lr=1e38", "--config.optim.momentum=0.99", "--config.checkpoint.every=100",
               "--config.guard.stop=3", "--config.steps=20")
     assert stopped.value.code == 71
