@@ -14,7 +14,7 @@ IMAGES = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
 NETS = {
     "convnet": (convnet.make, dict(channels=(8, 8, 16)), IMAGES),
     "resnet": (resnet.make, dict(depth=18, width=0.125, stem="cifar", zero_init=False), IMAGES),
-    "modified_resnet": (modified_resnet.make, dict(layers=(1, 2, 1, 1), width=8, heads=4, out=16, image=32), IMAGES),
+    "modified_resnet": (modified_resnet.make, dict(layers=(1, 1, 1, 1), width=8, heads=4, out=16, image=32), IMAGES),
     "vit": (vit.make, dict(width=32, depth=4, heads=2, patch=4, image=32), IMAGES),
     "text": (text.make, dict(vocab=40, length=16, eot=39, width=32, depth=4, heads=2),
              jax.ShapeDtypeStruct((8, 16), jnp.int32)),
