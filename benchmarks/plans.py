@@ -84,7 +84,10 @@ def main():
                 print(json.dumps({"argv": row.argv, "plan": kept[row.argv]}), file=f)
     for table in flags.only:
         print(f"\n{TABLES[table].__doc__}\n")
-        {"scaling": _scaling, "gpus": _gpus}.get(table, _recipes)(list(TABLES[table]()), kept)
+        rows = list(TABLES[table]())
+        {"scaling": _scaling, "gpus": _gpus}.get(table, _recipes)([row for row in rows if row.argv in kept], kept)
+        if missing := [f"{row.name} on {row.topology}" for row in rows if row.argv not in kept]:
+            print(f"\nNot made yet: {'; '.join(missing)}.")
 
 
 def _flags():
@@ -116,8 +119,7 @@ def _recipes(rows, kept):
           "| chip-hours |")
     print("|" + "---|" * 11)
     for row in rows:
-        r = kept.get(row.argv)
-        print("|", " | ".join([row.name, row.topology, *(_cells(r) if r else ["not made", *[""] * 8])]), "|")
+        print("|", " | ".join([row.name, row.topology, *_cells(kept[row.argv])]), "|")
 
 
 def _cells(r):
@@ -139,10 +141,7 @@ def _scaling(rows, kept):
           "| sent a device, MiB | least ms: products, memory, links |")
     print("|" + "---|" * 9)
     for row in rows:
-        r = kept.get(row.argv)
-        if not r:
-            print(f"| {row.name} | {row.topology} | not made |" + " |" * 6)
-            continue
+        r = kept[row.argv]
         size = lambda kind: f"{r['collectives'].get(kind, {'bytes': 0})['bytes'] / 2**20:.1f}"
         print("|", " | ".join([
             row.name, row.topology, f"{r['batch']:,}", f"{r['memory_bytes']['temporary'] / 2**20:,.0f}",
@@ -155,13 +154,11 @@ def _gpus(rows, kept):
     print("| run | micro-batches | TFLOP a card and step | least ms by products alone | hours at least | card-hours |")
     print("|" + "---|" * 6)
     for row in rows:
-        if r := kept.get(row.argv):
-            seconds = r["flops"] / card.flops
-            hours = r["steps"] * seconds / 3600
-            print(f"| {row.name} | {r['microbatches']} | {r['flops'] / 1e12:.1f} | {1e3 * seconds:.0f} | {hours:.1f} | "
-                  f"{hours * r['devices']:.1f} |")
-        else:
-            print(f"| {row.name} | not made |" + " |" * 4)
+        r = kept[row.argv]
+        seconds = r["flops"] / card.flops
+        hours = r["steps"] * seconds / 3600
+        print(f"| {row.name} | {r['microbatches']} | {r['flops'] / 1e12:.1f} | {1e3 * seconds:.0f} | {hours:.1f} | "
+              f"{hours * r['devices']:.1f} |")
 
 
 if __name__ == "__main__":
