@@ -69,7 +69,7 @@ def fast(*names):
     return pytest.mark.parametrize("name", [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in MADE])
 
 
-@fast("simclr_cifar", "siglip", "digits_pairs")
+@fast("siglip", "digits_pairs")
 def test_a_row_is_the_same_in_any_company(name):
     """bit for bit."""
     batch, f, views = rows(13), run(RECIPES[name]()), RECIPES[name]()

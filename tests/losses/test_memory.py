@@ -26,7 +26,8 @@ def temporary(name, devices, rows, **how):
     return fn.lower(x, x).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", ["clip", *(pytest.param(n, marks=pytest.mark.slow) for n in LOSSES if n != "clip")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_rings_memory_does_not_grow_with_the_devices(name):
     ring = [temporary(name, n, 256, comm="ring", block=64) for n in (3, 8)]
     gather = [temporary(name, n, 256, comm="gather", block=64) for n in (3, 8)]

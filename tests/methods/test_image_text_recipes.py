@@ -34,7 +34,8 @@ def traced(file, tokenizer, *flags, batch=16, devices=4):
 
 # Parameters of the released nets: open_clip's model profile for the first two; transformers' google/siglip-base-patch16-224.
 @pytest.mark.parametrize("file, tokenizer, count", [
-    ("clip_vit_b32.py", CLIP, 151_277_313), ("clip_rn50.py", CLIP, 102_007_137), ("siglip_vit_b16.py", C4, 203_155_970)])
+    ("clip_vit_b32.py", CLIP, 151_277_313), pytest.param("clip_rn50.py", CLIP, 102_007_137, marks=pytest.mark.slow),
+    pytest.param("siglip_vit_b16.py", C4, 203_155_970, marks=pytest.mark.slow)])
 def test_a_recipe_is_the_published_net_and_decays_its_kernels_alone(file, tokenizer, count):
     config, _, state, metrics = traced(file, tokenizer)
     assert build.count(state.params) == count
@@ -54,7 +55,7 @@ def test_a_smaller_or_larger_image_is_a_variant():
     assert max(x.ndim for x in jax.tree.leaves(state.params["text"])) == 3  # kernels of all layers in one
 
 
-@pytest.mark.parametrize("net", ["vit_b16", "resnet18"])
+@pytest.mark.parametrize("net", ["resnet18", pytest.param("vit_b16", marks=pytest.mark.slow)])
 def test_lit_trains_the_text_tower_alone(net):
     _, optimiser, state, _ = traced(f"lit.py:net={net}", CLIP, "--config.load.image=x")
     held = build.count(state.params["image"])

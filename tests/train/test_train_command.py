@@ -77,8 +77,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(unbroken, tmp
     assert state_of(tmp_path) == state_of(unbroken) and numbers(tmp_path) == numbers(unbroken)
 
 
-@pytest.mark.parametrize("more", [pytest.param(["--config.devices=1"], marks=pytest.mark.slow), ["--config.devices=8"]],
-                         ids=str)
+@pytest.mark.slow  # in one run, resumed: test_a_run_resumed_on_other_devices_sees_the_same_and_loses_the_same
+@pytest.mark.parametrize("more", [["--config.devices=1"], ["--config.devices=8"]], ids=str)
 def test_any_number_of_devices_trains_the_same(unbroken, tmp_path, more):
     train(tmp_path, *more)
     for got, want in zip(numbers(tmp_path), numbers(unbroken), strict=True):
@@ -221,6 +221,7 @@ def test_a_name_can_be_overridden_and_its_fields_with_it():
     assert data.root == str(pathlib.Path.cwd() / "pictures") and data.split == "train"
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_changed_is_refused(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
