@@ -87,7 +87,7 @@ def normalised(net):
 
     def init(key, x):
         params, stats = net.init(key, x)
-        shape = jax.eval_shape(lambda: net.apply(params, stats, x, train=False)[0]["pooled"])
+        shape = jax.eval_shape(lambda x: net.apply(params, stats, x, train=False)[0]["pooled"], x)
         own = module.init(key, jnp.zeros(shape.shape), False)
         return {"net": params, "bn": own["params"]}, {"net": stats, "bn": own["batch_stats"]}
 
@@ -102,8 +102,10 @@ def normalised(net):
 @pytest.mark.parametrize("name", ["simclr"] + [pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "simclr"])
 def test_every_method_with_batch_statistics(name):
     toy = TOYS[name]
+    # MoCo's shuffle deals rows among those of a piece, so that groups are others by intent.
+    spec = toy["spec"] | ({"shuffle": False} if name == "moco" else {})
     nets = {role: normalised(net) for role, net in toy["nets"]().items()}
-    method = names.make("methods", {"name": name, **toy["spec"]}, nets, **RUN)
+    method = names.make("methods", {"name": name, **spec}, nets, **RUN)
     whole, pieces = (gradient(method, toy["batch"], 1, microbatches) for microbatches in (1, 2))
     assert_same_gradient(pieces, whole)
     changed = jax.tree.map(lambda a, b: a.shape == b.shape and bool(np.isfinite(a).all()), pieces[2], whole[2])
