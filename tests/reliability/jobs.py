@@ -1,5 +1,4 @@
 """Jobs of one or several real processes for the tests here: started, waited for, killed by their own ids, and read."""
-import contextlib
 import os
 import pathlib
 import signal
@@ -44,23 +43,27 @@ class Job:
         return self.text(i).rstrip().splitlines()[-1]
 
     def until(self, words, i=0, wait=60):
-        """Returns when process i has written `words`."""
-        end = time.monotonic() + wait
-        while words not in self.text(i):
-            if time.monotonic() > end or self.processes[i].poll() is not None:
-                self.kill()
-                pytest.fail(f"process {i} did not say {words!r}:\n{self.all()}")
+        """Returns when process i has written `words`. Waits are counted in naps: a pause of the machine is none."""
+        for _ in range(20 * wait):
+            ended = self.processes[i].poll() is not None
+            if words in self.text(i):
+                return
+            if ended:
+                break
             time.sleep(0.05)
+        text = self.all()
+        self.kill()
+        pytest.fail(f"process {i} did not say {words!r}:\n{text}")
 
     def signal(self, number, i=0):
         self.processes[i].send_signal(number)
 
     def codes(self, wait=60):
         """The exit codes; a job that does not end is a failure."""
-        end = time.monotonic() + wait
-        for p in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                p.wait(max(0.1, end - time.monotonic()))
+        for _ in range(20 * wait):
+            if all(p.poll() is not None for p in self.processes):
+                break
+            time.sleep(0.05)
         if any(p.poll() is None for p in self.processes):
             text = self.all()
             self.kill()
