@@ -194,7 +194,7 @@ def test_a_replay_of_a_good_step_gives_the_loss_that_was_logged(tmp_path, capsys
     from simclr_jax import replay
     from simclr_jax.train import dump
     kept = []
-    make = command.make_step
+    make = command.build.compiled
 
     def made(*args, **kwargs):
         step_fn = make(*args, **kwargs)
@@ -205,9 +205,9 @@ def test_a_replay_of_a_good_step_gives_the_loss_that_was_logged(tmp_path, capsys
             return step_fn(state, batch)
         return step
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(command, "make_step", made)
+        m.setattr(command.build, "compiled", made)
         main(["train", *HOST, f"--workdir={tmp_path}"])
-    folder = dump.write(tmp_path, {}, (tmp_path / "config.json").read_text(), *kept[4], 5)
+    folder = dump.write(tmp_path, {}, 1297, (tmp_path / "config.json").read_text(), *kept[4], 5)
     capsys.readouterr()
     replay.main(str(folder))
     out = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("loss"))
