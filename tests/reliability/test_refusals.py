@@ -90,7 +90,7 @@ def test_a_constant_encoder_shows_in_the_first_evaluation(tmp_path):
     config, _ = configs.parse(["train", *FLAGS, "--config.evals.every=1", "--config.evals.limit=300",
                                "--config.nets.backbone.channels=(32,64)"])
     recipe, source = build.recipe(config), build.source(config)
-    method, mesh = build.method(config, axis="data"), build.mesh(config)
+    method, mesh = build.method(config, axis="data", examples=source.size), build.mesh(config)
     state = init_state(method, build.optimiser(config, source.size).tx, mesh, build.rows(config, recipe), seed=0)
     evaluate = watch.make(config, method)
     healthy = evaluate(state)
