@@ -9,12 +9,18 @@ from simclr_jax.export.refused import Refused, line, refusing, shown
 from simclr_jax.export.tensors import Tensor
 
 
+def _tensorflow():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    import tensorflow as tf
+    return tf
+
+
 def prefix(path: Path) -> Path | None:
     """The prefix of the checkpoint that a path means: PREFIX, PREFIX.index, or a directory whose `checkpoint` names it."""
     if path.is_dir():
         if not (path / "checkpoint").is_file():
             return None
-        import tensorflow as tf
+        tf = _tensorflow()
         state = tf.train.get_checkpoint_state(str(path))
         if state is None or not state.model_checkpoint_path:
             raise Refused("its file `checkpoint` names none")
@@ -26,7 +32,7 @@ def prefix(path: Path) -> Path | None:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The variables of a checkpoint by their names, sorted; those that are texts are left out."""
-    import tensorflow as tf
+    tf = _tensorflow()
     try:
         reader = tf.train.load_checkpoint(str(path))
         shapes, kinds = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

@@ -31,7 +31,7 @@ def safetensors(path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
     if not all(isinstance(x, str) for pair in metadata.items() for x in pair):
         raise TypeError("metadata of a safetensors file are texts")
     header, order = _header(tensors, metadata)
-    with _replaced(Path(os.fspath(path))) as f:
+    with replaced(Path(os.fspath(path))) as f:
         f.write(header)
         for name in order:
             f.write(_bytes(name, tensors[name]))
@@ -64,8 +64,8 @@ def _bytes(name, tensor):
 
 
 @contextlib.contextmanager
-def _replaced(path):
-    """A file to write to, which takes the place of `path` once it is whole and on the disk."""
+def replaced(path: Path):
+    """A file to write to, which takes the place of `path` once it is whole and on the disk. UsageError if it cannot be."""
     new = None
     try:
         with _writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
