@@ -21,7 +21,7 @@ from simclr_jax.export import _npz, _safetensors, _tf, _torch, unpickle
 from simclr_jax.export.refused import Refused, refusing, shown
 from simclr_jax.export.tensors import Tensor
 
-LEAVES, DEPTH = 1_000_000, 64  # a file that has more builds a tree out of references to itself
+LEAVES, DEPTH = 200_000, 64  # a file that has more builds a tree out of references to itself
 TORCH = ".pt", ".pth", ".bin", ".pt.tar", ".pth.tar"
 SUFFIXES = ".safetensors", ".npz", ".pkl", *TORCH
 
@@ -179,7 +179,7 @@ def _below(tensors, key, separator):
     found = {name[len(whole):]: tensor for name, tensor in tensors.items() if name.startswith(whole)}
     if not found:
         heads = list(dict.fromkeys(name.split(separator)[0] for name in tensors))
-        raise Refused(f"there are no arrays below {shown(key)!r}", f"it has {', '.join(map(shown, heads[:8]))}"
+        raise Refused(f"there are no arrays below '{shown(key)}'", f"it has {', '.join(map(shown, heads[:8]))}"
                       + (f" and {len(heads) - 8} more" if len(heads) > 8 else ""))
     return found
 
@@ -188,4 +188,4 @@ def _check_name(name):
     """Refuses names that no library gives a tensor, and that would mislead wherever one is printed or becomes a path."""
     parts = name.replace("\\", "/").split("/")
     if not name.isprintable() or ".." in parts or parts[0] == "" or len(name) > 1000:
-        raise Refused(f"it has a tensor named {shown(name)!r}, which no library writes", "do not use it")
+        raise Refused(f"it has a tensor named '{shown(name)}', which no library writes", "do not use it")
