@@ -33,14 +33,14 @@ def features(config, embed, multiple: int, *, split: str, limit: int = 0, proces
     return parts if process[1] == 1 else tuple(_gather(part) for part in parts)
 
 
-def of_files(root, files, ops, embed, multiple: int):
+def of_files(root, files, ops, embed, multiple: int, *, batch: int = ROWS):
     """Features of image files as evaluation sees them: (f32[m,D], i64[m]), m of the n files, and which of them; in order.
 
     Those that cannot be read are left out; (f32[0,0], i64[0]) if none can.
 
     Args:
       root: the folder that the names `files` are relative to; ops: the view, as in config.augment.eval; embed, multiple: as
-        in `features`.
+        in `features`; batch: images embedded at once, rounded up to a multiple.
     """
     from simclr_jax.evals.features import extract
     view, ids = augment.build_eval(ops), []
@@ -49,12 +49,12 @@ def of_files(root, files, ops, embed, multiple: int):
         for batch in batches:
             ids.append(batch["id"][:, 0].astype(np.int64))
             yield batch
-    source = of_paths([os.path.join(os.fspath(root), file) for file in files])
-    batches = data.examples(source, view, augment.evaluate(view), batch=rows_of(multiple))
+    source, rows = of_paths([os.path.join(os.fspath(root), file) for file in files]), -(-batch // multiple) * multiple
+    batches = data.examples(source, view, augment.evaluate(view), batch=rows)
     first = next(batches, None)
     if first is None:
         return np.zeros([0, 0], np.float32), np.zeros(0, np.int64)
-    x, _ = extract(embed, noted(itertools.chain([first], batches)), batch=rows_of(multiple))
+    x, _ = extract(embed, noted(itertools.chain([first], batches)), batch=rows)
     return x, np.concatenate(ids)
 
 

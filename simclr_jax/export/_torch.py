@@ -18,21 +18,25 @@ DO = "nothing of it was run; have it saved again as a plain dict of tensors, bes
 
 
 def read(path: Path):
-    """What a file holds, tensors as `Tensor`: dicts and lists of them, and whatever else weights come with."""
+    """(what a file holds, value -> Tensor | None): dicts and lists of tensors, and how to take one of those."""
     torch = _torch()
     whole = zipfile.is_zipfile(path)  # the format since torch 1.6; older ones cannot be mapped
+    size = path.stat().st_size
+    if whole:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > 2 * size:
+                raise Refused("it unpacks to more than twice its size", "torch packs nothing: do not use it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(str(path), map_location="cpu", weights_only=True, mmap=whole)
-    except (OSError, UsageError, MemoryError):
+    except (OSError, MemoryError):
         raise
     except Exception as e:  # its unpickler and its archive reader raise all kinds
         name = re.search(r"GLOBAL ([\w.]+)", str(e))
         what = f"it wants {name[1]}" if name else line(e)
         raise Refused(f"torch's weights-only loader refuses it ({what})", DO) from None
-    most = path.stat().st_size
-    return _tensors(torch, path, found, most, 0)
+    return found, lambda x: _tensor(torch, path, x, size) if isinstance(x, torch.Tensor) else None
 
 
 def _torch():
@@ -46,18 +50,6 @@ def _torch():
         raise UsageError(f"torch {torch.__version__} runs code or overwrites memory when it loads a hostile file, be it by "
                          f"weights_only (CVE-2025-32434, CVE-2026-24747); pip install 'torch>={OLDEST[0]}.{OLDEST[1]}'")
     return torch
-
-
-def _tensors(torch, path, found, most, depth):
-    if depth > 64:
-        raise Refused("it is nested more than 64 deep")
-    if isinstance(found, torch.Tensor):
-        return _tensor(torch, path, found, most)
-    if isinstance(found, dict):
-        return {key: _tensors(torch, path, value, most, depth + 1) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [_tensors(torch, path, value, most, depth + 1) for value in found]
-    return found
 
 
 def _tensor(torch, path, x, most):

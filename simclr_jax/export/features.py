@@ -122,7 +122,7 @@ def _texts(texts):
 def _load(place):
     """The arrays of a part; None if it is not there or not whole."""
     try:
-        with np.load(place, allow_pickle=False) as z:
+        with open(place, "rb") as f, np.load(f, allow_pickle=False) as z:  # which leaves open what it was given by name
             return {name: z[name] for name in ("paths", "embeddings", "unreadable")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

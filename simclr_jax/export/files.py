@@ -12,6 +12,7 @@
 """
 import mmap
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +43,18 @@ def read(path) -> dict[str, Tensor]:
     """
     path, key = _parts(os.fspath(path))
     with refusing(path):
-        found, separator = _open(path)
-        tensors = found if separator is None else _flat(found, separator, path)
+        tensors = _open(path)
         for name in tensors:
             _check_name(name)
         if key:
-            tensors = _below(tensors, key, separator or "/")
+            tensors = _below(tensors, key)
         if not tensors:
             raise Refused("there are no arrays in it", "give a file of weights")
         return tensors
 
 
 def metadata(path) -> dict[str, str]:
-    """The texts beside the tensors of a .safetensors file. Raises UsageError."""
+    """The texts beside the tensors of a .safetensors file. UsageError if it is broken."""
     with refusing(path):
         return _safetensors.metadata(Path(path))
 
@@ -106,12 +106,12 @@ def _suffix(path):
 
 
 def _open(path):
-    """(what is in it, the separator of its names; None: they are joined already)."""
+    """What is in it, by its kind."""
     if path.is_dir() and ((path / _safetensors.INDEX).exists() or (path / "model.safetensors").exists()):
-        return _safetensors.directory(path), None
+        return _safetensors.directory(path)
     prefix = None if _suffix(path) and path.is_file() else _tf.prefix(path)
     if prefix is not None:
-        return _tf.read(prefix), None
+        return _tf.read(prefix)
     if path.is_dir():
         raise Refused("a directory without model.safetensors, model.safetensors.index.json or `checkpoint`",
                       "give the file of the weights")
@@ -124,10 +124,10 @@ def _open(path):
     if not path.stat().st_size:
         raise Refused("it is empty")
     if suffix in TORCH:
-        return _torch.read(path), "."
+        return _flat(*_torch.read(path), ".")
     if suffix == ".pkl":
-        return _pickle(path), "/"
-    return (_npz if suffix == ".npz" else _safetensors).read(path), None
+        return _flat(*_pickle(path), "/")
+    return (_npz if suffix == ".npz" else _safetensors).read(path)
 
 
 def _pickle(path):
@@ -137,29 +137,37 @@ def _pickle(path):
     if data[0] != 0x80:
         raise Refused("it is no pickle of protocol 2 or newer", do)
     try:
-        return unpickle.load(data)
+        return unpickle.load(data), lambda x: _pickled(path, x)
     except Refused as e:
         raise Refused(f"it holds {e}, and only arrays and containers are taken from a pickle", do) from None
 
 
-def _flat(tree, separator, path):
-    """{name: Tensor} of nested containers."""
+def _pickled(path, x):
+    if not isinstance(x, unpickle.Array) or x.shape is None:
+        return None
+
+    def load():
+        with refusing(path):
+            return x.read()
+    return Tensor(x.shape, x.dtype.newbyteorder("="), load)
+
+
+def _flat(tree, leaf, separator):
+    """{name: Tensor} of nested containers; `leaf`: value -> Tensor | None."""
     flat, seen, stack = {}, 0, [("", tree, 0)]
     while stack:
         name, value, depth = stack.pop()
         seen += 1
         if seen > LEAVES or depth > DEPTH:
             raise Refused("it holds containers that hold each other without end")
-        if isinstance(value, unpickle.Array) and value.shape is not None:
-            value = Tensor(value.shape, value.dtype.newbyteorder("="), _lazily(path, value))
-        if isinstance(value, Tensor):
-            if name in flat:
-                raise Refused(f"it has two arrays named {shown(name)}")
-            flat[name] = value
-        elif isinstance(value, (dict, list, tuple)):
+        if isinstance(value, (dict, list, tuple)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             inside = [(f"{name}{separator}{_key(k)}" if name else _key(k), v, depth + 1) for k, v in items]
             stack += inside[::-1]
+        elif (tensor := leaf(value)) is not None:
+            if name in flat:
+                raise Refused(f"it has two arrays named {shown(name)}")
+            flat[name] = tensor
     return flat
 
 
@@ -167,20 +175,14 @@ def _key(key):
     return key.decode("utf-8") if isinstance(key, bytes) else str(key)
 
 
-def _lazily(path, array):
-    def load():
-        with refusing(path):
-            return array.read()
-    return load
-
-
-def _below(tensors, key, separator):
-    whole = key.strip(separator) + separator
-    found = {name[len(whole):]: tensor for name, tensor in tensors.items() if name.startswith(whole)}
+def _below(tensors, key):
+    """Those whose names go on below KEY, whichever way the file joins them."""
+    wholes = [key.strip("./") + separator for separator in "/."]
+    found = {name[len(whole):]: tensor for name, tensor in tensors.items() for whole in wholes if name.startswith(whole)}
     if not found:
-        heads = list(dict.fromkeys(name.split(separator)[0] for name in tensors))
-        raise Refused(f"there are no arrays below '{shown(key)}'", f"it has {', '.join(map(shown, heads[:8]))}"
-                      + (f" and {len(heads) - 8} more" if len(heads) > 8 else ""))
+        heads = list(dict.fromkeys(re.split("[/.]", name)[0] for name in tensors))
+        more = f" and {len(heads) - 8} more" if len(heads) > 8 else ""
+        raise Refused(f"there are no arrays below '{shown(key)}'", f"it has {', '.join(map(shown, heads[:8]))}{more}")
     return found
 
 

@@ -193,6 +193,8 @@ def test_torch_that_is_not_there_or_has_holes_is_refused(tmp_path, monkeypatch, 
 def test_a_part_that_is_not_there_is_refused_with_what_is(tmp_path):
     np.savez(tmp_path / "w.npz", **{"teacher/w": np.ones(1), "student/w": np.ones(1)})
     same(files.read(f"{tmp_path}/w.npz:teacher"), {"w": np.ones(1)})
+    write.safetensors(tmp_path / "w.safetensors", {"vision.w": of(np.ones(1)), "text.w": of(np.ones(2))})  # as torch names
+    same(files.read(f"{tmp_path}/w.safetensors:vision"), {"w": np.ones(1)})
     with pytest.raises(UsageError, match="no arrays below 'teach'; it has teacher, student$"):
         files.read(f"{tmp_path}/w.npz:teach")
 

@@ -339,6 +339,13 @@ def test_torch_files_with_payloads(tmp_path, refuse):
     refuse("w.pt", "larger than the file")
     torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
     refuse("w.pt", "store it dense")
+    bomb = [torch.ones(1)]
+    for _ in range(50):
+        bomb = [bomb, bomb]
+    torch.save(bomb, tmp_path / "w.pt")
+    refuse("w.pt", "without end")
+    archive(tmp_path / "w.pt", [("w/data.pkl", b"0" * 2**22), ("w/version", b"3")], zipfile.ZIP_DEFLATED)
+    refuse("w.pt", "more than twice its size")
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-100])
     refuse("cut.pt", "refuses it")
