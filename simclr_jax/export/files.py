@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from simclr_jax.errors import UsageError
-from simclr_jax.export import _npz, _safetensors, _tf, _torch, unpickle
+from simclr_jax.export import _npz, _pickled, _safetensors, _tf, _torch, unpickle
 from simclr_jax.export.refused import Refused, refusing, shown
 from simclr_jax.export.tensors import Tensor
 
@@ -137,13 +137,13 @@ def _pickle(path):
     if data[0] != 0x80:
         raise Refused("it is no pickle of protocol 2 or newer", do)
     try:
-        return unpickle.load(data), lambda x: _pickled(path, x)
+        return unpickle.load(data), lambda x: _array(path, x)
     except Refused as e:
         raise Refused(f"it holds {e}, and only arrays and containers are taken from a pickle", do) from None
 
 
-def _pickled(path, x):
-    if not isinstance(x, unpickle.Array) or x.shape is None:
+def _array(path, x):
+    if not isinstance(x, _pickled.Array) or x.shape is None:
         return None
 
     def load():

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from simclr_jax.errors import UsageError
-from simclr_jax.export import files, unpickle, write
+from simclr_jax.export import _pickled, files, write
 from simclr_jax.export.tensors import of
 
 r = np.random.default_rng(0)
@@ -236,6 +236,6 @@ def test_weights_that_are_not_finite_are_refused_when_read():
 
 
 def test_the_unpickler_knows_nothing_that_runs():
-    modules = {name.split()[0].split(".")[0] for name in unpickle.CALLS}
+    modules = {name.split()[0].split(".")[0] for name in _pickled.CALLS}
     assert modules == {"numpy", "_codecs", "__builtin__", "builtins", "collections", "jax", "dill", "haiku", "flax"}
-    assert all(rule.__module__ == "simclr_jax.export.unpickle" for rule in unpickle.CALLS.values())
+    assert all(rule.__module__ == "simclr_jax.export._pickled" for rule in _pickled.CALLS.values())
