@@ -73,8 +73,8 @@ def check_finite(tensors: dict[str, Tensor], where) -> dict[str, Tensor]:
             x = tensor.read()
             if x.dtype.kind not in "biu" and not (good := np.isfinite(x)).all():
                 bad = x.size - int(good.sum())
-                raise UsageError(f"{where}: {shown(name)} holds {bad} of {x.size} numbers that are NaN or infinite; take "
-                                 "an earlier checkpoint, or get the file again")
+                raise UsageError(f"{where}: {shown(name)} holds {bad} of {x.size} numbers that are NaN or infinite; "
+                                 "take an earlier checkpoint, or get the file again")
             return x
         return tensor._replace(read=load)
     return {name: checked(name, tensor) for name, tensor in tensors.items()}

@@ -186,7 +186,7 @@ def test_torch_files_with_payloads(tmp_path, refuse):
     torch.save({"w": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "w.pt")
     refuse("w.pt", "larger than the file")
     torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
-    refuse("w.pt", "store it dense")
+    refuse("w.pt", "have it stored dense")
     bomb = [torch.ones(1)]
     for _ in range(50):
         bomb = [bomb, bomb]
