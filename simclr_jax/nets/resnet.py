@@ -23,7 +23,7 @@ INIT = fan_in(1.0)
 
 
 def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: str = "imagenet", bn: str = "global",
-         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False, channels: tuple = ()) -> Net:
+         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False, widths: tuple = ()) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]}; tokens are the last feature map, row by row.
 
     D is the last stage's channels, 512 * width for depths 18 and 34, and four times that for the others. Parameters: stem/{conv,bn}, then
@@ -42,7 +42,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         stage; PyTorch's max-pool is padded by 1 on either side, and the first shortcut of depths 18 and 34 is the
         identity. Weights trained in PyTorch, or to be used there, need "torch".
       remat: make each block's activations again in the backward pass (`linen.remade`).
-      channels: of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
+      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -57,11 +57,11 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         raise UsageError(f"{where}: stem={stem!r}, wanted {' or '.join(SMALLEST)}")
     if layout not in ("simclr", "torch"):
         raise UsageError(f"{where}: layout={layout!r}, wanted simclr or torch")
-    if channels and (len(channels) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in channels)):
-        raise UsageError(f"{where}: channels={channels} width={width}, wanted five whole numbers above 0, for the stem and "
+    if widths and (len(widths) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in widths)):
+        raise UsageError(f"{where}: widths={widths} width={width}, wanted five whole numbers above 0, for the stem and "
                          "four stages, and width 1")
     parse(bn, where)
-    channels = tuple(channels) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
+    channels = tuple(widths) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
     return net(ResNet(depth, channels, stem, zero_init, layout,
                       Parts(bn, axis, compute_dtype(dtype, where)), remat))
 
