@@ -12,7 +12,7 @@ from jax import lax
 
 from simclr_jax.errors import UsageError
 from simclr_jax.nets.conv import Conv, max_pool
-from simclr_jax.nets.linen import compute_dtype, fan_in, net, remade
+from simclr_jax.nets.linen import compute_dtype, fan_in, net, products, remade
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
@@ -98,10 +98,11 @@ class ResNet(nn.Module):
             raise UsageError(f"nets/resnet: images of {x.shape[1]}x{x.shape[2]} are too small for stem={self.stem!r}, "
                              f"which wants sides of at least {SMALLEST[self.stem]}; make the views larger"
                              + (", or set stem='cifar'" if self.stem == "imagenet" else ""))
-        x = Stem(self.channels[0], self.stem, self.layout, self.parts, name="stem")(x, train)
+        parts = self.parts._replace(dtype=products(self.parts.dtype, x))
+        x = Stem(self.channels[0], self.stem, self.layout, parts, name="stem")(x, train)
         for i, blocks in enumerate(BLOCKS[self.depth]):
             x = Stage(blocks, self.channels[i + 1], 1 if i == 0 else 2, self.depth >= 50, self.zero_init, self.layout,
-                      self.parts, self.remat, name=f"stage{i + 1}")(x, train)
+                      parts, self.remat, name=f"stage{i + 1}")(x, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return {"pooled": jnp.mean(tokens, axis=1), "tokens": tokens}
