@@ -23,11 +23,13 @@ INIT = fan_in(1.0)
 
 
 def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: str = "imagenet", bn: str = "global",
-         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False, channels: tuple = ()) -> Net:
+         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False,
+         channels: tuple = ()) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]}; tokens are the last feature map, row by row.
 
-    D is the last stage's channels, 512 * width for depths 18 and 34, and four times that for the others. Parameters: stem/{conv,bn}, then
-    stage{1..4}/block{1..}/{conv1,bn1,conv2,bn2,...} and, where the shortcut is not the identity, downsample/{conv,bn}.
+    D is the last stage's channels, 512 * width, for depths 18 and 34, and four times that for the others. Parameters:
+    stem/{conv,bn}, then stage{1..4}/block{1..}/{conv1,bn1,conv2,bn2,...} and, where the shortcut is not the identity,
+    downsample/{conv,bn}.
 
     Args:
       axis: mesh axis of the rows, or None.
@@ -35,7 +37,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
       width: factor on all channels: 1, 2, 4, or a fraction such as 0.25 that keeps 64 * width whole.
       stem: "imagenet": 7x7 stride 2 and a max-pool, sides of at least 32. "cifar": 3x3 stride 1, sides of at least 8.
       bn: which rows share statistics, as in `norm.parse`.
-      dtype: of convolutions and activations, "float32" or "bfloat16".
+      dtype: of convolutions and activations, "float32" or "bfloat16"; f64 of f64 images.
       zero_init: start the scale of each block's last bn at 0, so that blocks begin as the identity.
       layout: "simclr" or "torch". Strided convolutions are padded alike, by (k-1)/2 on either side. SimCLR's max-pool
         is TensorFlow's SAME, which on even sides pads below and right only, and it projects the first shortcut of every
@@ -58,8 +60,8 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
     if layout not in ("simclr", "torch"):
         raise UsageError(f"{where}: layout={layout!r}, wanted simclr or torch")
     if channels and (len(channels) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in channels)):
-        raise UsageError(f"{where}: channels={channels} width={width}, wanted five whole numbers above 0, for the stem and "
-                         "four stages, and width 1")
+        raise UsageError(f"{where}: channels={channels} width={width}, wanted five whole numbers above 0, for the stem "
+                         "and four stages, and width 1")
     parse(bn, where)
     channels = tuple(channels) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
     return net(ResNet(depth, channels, stem, zero_init, layout,

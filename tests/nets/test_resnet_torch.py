@@ -1,4 +1,4 @@
-"""The numbers of timm's ResNets, in torchvision's layout of names: evaluation, training, statistics after it, gradients.
+"""The numbers of timm's ResNets, named as torchvision's: evaluation, training, statistics after it, gradients.
 
 Gradients are compared in f64: in f32, rounding puts ReLUs and max-pools on their other side.
 """
