@@ -87,7 +87,7 @@ def count(net, x):
 
 
 @pytest.mark.parametrize("how, published", [  # transformers' ClapAudioModel as it is by default, and of HTSAT-base
-    ({}, 27_534_488), (dict(width=128, depths=(2, 2, 12, 2)), 67_824_408)])
+    ({}, 27_534_488), pytest.param(dict(width=128, depths=(2, 2, 12, 2)), 67_824_408, marks=pytest.mark.slow)])
 def test_parameter_counts_are_the_published(how, published):
     assert count(htsat.make(**how), jax.ShapeDtypeStruct((1, 1001, 64), jnp.float32)) == published
 

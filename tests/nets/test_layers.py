@@ -23,14 +23,14 @@ def test_attention_can_be_drawn():
     net = vit.make(**VIT)
     params = weights.init(net, SMALL)
     at = "stack/block2/attention"
-    got = layers(net, params, {}, SMALL, ["patches", f"{at}/qkv", at, "norm"])
+    names = ["patches", f"{at}/qkv", at, "norm"]
+    got, want = weights.jit(lambda p: (net.layers(p, {}, SMALL, names), net.apply(p, {}, SMALL, train=False)[0]))(params)
     assert got["patches"].shape == (2, 4, 16)
     q, k, v = (y.reshape(2, 5, 2, 8) for y in jnp.split(got[f"{at}/qkv"], 3, axis=-1))
     drawn = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8 ** 0.5)
     out = params["stack"]["block2"]["attention"]["out"]
     y = jnp.einsum("bhqk,bkhd->bqhd", drawn, v).reshape(2, 5, 16) @ out["kernel"] + out["bias"]
     np.testing.assert_allclose(got[at], y, atol=1e-5)
-    want = weights.jit(lambda p: net.apply(p, {}, SMALL, train=False)[0])(params)
     np.testing.assert_allclose(got["norm"], want["tokens"], atol=1e-6)
 
 
