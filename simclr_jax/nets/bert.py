@@ -1,8 +1,8 @@
 """BERT's text tower and RoBERTa's: a bidirectional transformer that normalises after each sum.
 
 Devlin et al. 2019, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692; google-research/bert modeling.py, fairseq's
-make_positions and transformers' BertModel. CLAP's text tower is RoBERTa's with a ReLU layer before the projection (Wu et
-al. 2023, arXiv:2211.06687).
+make_positions and transformers' BertModel. CLAP's text tower is RoBERTa's with a ReLU layer before the projection (Wu
+et al. 2023, arXiv:2211.06687).
 """
 from typing import NamedTuple
 

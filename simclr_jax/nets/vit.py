@@ -3,7 +3,7 @@
 Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, arXiv:2012.12877 (Ti, S); Zhai et al. 2022,
 arXiv:2106.04560, table 2 (g); Alabdulmohsin et al. 2023, arXiv:2305.13035 (So400m); Darcet et al. 2024,
 arXiv:2309.16588 (registers). Sizes as in decode_variant of google-research/big_vision models/vit.py; g2 is DINOv2's
-vit_giant2, with a gated MLP (Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2 models/vision_transformer.py).
+vit_giant2, with a gated MLP (Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2's vision_transformer.py).
 """
 from typing import Any, NamedTuple
 

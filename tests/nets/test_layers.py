@@ -24,7 +24,8 @@ def test_attention_can_be_drawn():
     params = weights.init(net, SMALL)
     at = "stack/block2/attention"
     names = ["patches", f"{at}/qkv", at, "norm"]
-    got, want = weights.jit(lambda p: (net.layers(p, {}, SMALL, names), net.apply(p, {}, SMALL, train=False)[0]))(params)
+    both = lambda p: (net.layers(p, {}, SMALL, names), net.apply(p, {}, SMALL, train=False)[0])
+    got, want = weights.jit(both)(params)
     assert got["patches"].shape == (2, 4, 16)
     q, k, v = (y.reshape(2, 5, 2, 8) for y in jnp.split(got[f"{at}/qkv"], 3, axis=-1))
     drawn = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8 ** 0.5)

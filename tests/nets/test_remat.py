@@ -18,7 +18,8 @@ NETS = {
     "vit": (vit.make, dict(width=32, depth=4, heads=2, patch=4, image=32), IMAGES),
     "text": (text.make, dict(vocab=40, length=16, eot=39, width=32, depth=4, heads=2),
              jax.ShapeDtypeStruct((8, 16), jnp.int32)),
-    "bert": (bert.make, dict(vocab=40, length=16, width=16, depth=3, heads=2), jax.ShapeDtypeStruct((8, 16), jnp.int32)),
+    "bert": (bert.make, dict(vocab=40, length=16, width=16, depth=3, heads=2),
+             jax.ShapeDtypeStruct((8, 16), jnp.int32)),
     "htsat": (htsat.make, dict(mels=8, side=32, width=16, depths=(3,), heads=(2,), window=4),
               jax.ShapeDtypeStruct((8, 100, 8), jnp.float32)),
 }
