@@ -42,7 +42,7 @@ def _in(folder, library, make):
         module.momentum = 1.0
     if norms:
         with torch.no_grad():
-            call(theirs.train(), pixels=_torch(check.pictures(8, 224, np.random.default_rng(1)) - 0.5))
+            call(theirs.train(), pixels=_torch(check.pictures(8, 224, np.random.default_rng(1)) / 0.225 - 2))
         theirs.eval()
     save(folder / "theirs")
     _quiet(command.main, ["export", f"--from={library}", f"--weights={folder / 'theirs'}", f"--out={folder / 'in'}"])
