@@ -121,7 +121,7 @@ def example(model: Model, role: str):
     if role == "audio":
         return jax.ShapeDtypeStruct((1, spec["side"] ** 2 // spec["mels"], spec["mels"]), jnp.float32)
     if spec["name"] == "mlp":
-        return jax.ShapeDtypeStruct((1, model.meta["width"]), jnp.float32)
+        return jax.ShapeDtypeStruct((1, model.weights[f"{role}/layer1/dense/kernel"].shape[0]), jnp.float32)
     side = size(model.image)
     return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
 
@@ -133,7 +133,7 @@ def size(image: dict) -> int:
 
 def moments(image: dict):
     """(mean, deviation) that a prepared picture is normalised by, of three channels in [0, 1]."""
-    last, kwargs = image["eval"][-1]
+    last, kwargs = image["eval"][-1] if image else ("", {})
     return (tuple(kwargs["mean"]), tuple(kwargs["std"])) if last == "normalize" else ((0.0,) * 3, (1.0,) * 3)
 
 
