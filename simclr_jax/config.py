@@ -94,7 +94,7 @@ def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
     """Reads the command line of a command that takes a config.
 
     Args:
-      argv: as `sys.argv`; options: further flags, name=default (str, int or bool).
+      argv: as `sys.argv`; options: further flags, name=default (str, int, float or bool).
 
     Returns:
       The config, every field of every factory filled in; and {option: value}.
@@ -138,7 +138,8 @@ def _rename(config, argv):
 
 def _parse(argv, values, others, options, config=None):
     for name, default in options.items():
-        define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(default)]
+        define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string,
+                  float: flags.DEFINE_float}[type(default)]
         define(name, default, "", flag_values=values)
     if "--help" in argv:
         shown = {**others, **{k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}}
@@ -274,8 +275,9 @@ def plain(config) -> dict:
 
 
 def from_plain(fields: dict) -> ConfigDict:
-    """A config back from JSON, filled. Lists stay lists: all that read them take either."""
-    return fill(ConfigDict(fields))
+    """A config back from JSON, filled; a field that an earlier version did not have gets its default. Lists stay lists: all
+    that read them take either."""
+    return fill(ConfigDict({**base().to_dict(), **fields}))
 
 
 def changes(old: dict, new: dict) -> list[str]:

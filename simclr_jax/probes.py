@@ -56,7 +56,7 @@ def _possible(counts, kinds):
     labels = next(iter(kinds.values()))[1]
     fit, _ = draws.holdout(labels)
     least = np.unique(labels[fit], return_counts=True)[1].min()
-    left_out = [c for c in counts if c != "all" and c > least]
+    left_out = [c for c in counts if isinstance(c, int) and c > least]
     if left_out:
         print(f"left out: {', '.join(map(str, left_out))} labels a class, the smallest class has {least} to draw from")
     return [c for c in counts if c not in left_out]

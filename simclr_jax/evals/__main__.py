@@ -1,22 +1,25 @@
 """`python -m simclr_jax.evals --workdir=DIR`: what a finished or running run has learned, in tables and pictures.
 
-kNN and linear probe, beside the same net as initialised and the raw pixels under the same protocol; for runs with captions
-zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
+kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for runs with
+captions zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
 """
 import time
 
 import jax
 
-from simclr_jax import build, config as configs, data, dist, embed, pairs, probes
+from simclr_jax import build, config as configs, data, dist, embed, pairs, probes, tuning
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import knn, pictures, score, table
+from simclr_jax.evals import draws, finetune, knn, pictures, score, table
 from simclr_jax.names import near
 from simclr_jax.train import workdir as workdirs
 
-OPTIONS = dict(workdir="", evals="", labels="1,5,10,50,all", draws=10, seed=0, knn="dino", protocol="lbfgs",
+# labels: of each class, as shares, or all. "", and draws of 0: what LABELS and DRAWS have for the eval.
+OPTIONS = dict(workdir="", evals="", labels="", draws=0, seed=0, knn="dino", protocol="lbfgs",
                baselines="random_init,pixels", best=False, pictures=True, data="", split="", classes="", templates="",
-               search="", k=12)
+               search="", k=12, finetune_lr=0.0, finetune_epochs=0.0, finetune_batch=0)
+LABELS = {"knn": "1,5,10,50,all", "linear": "1,5,10,50,all", "finetune": "1%,10%,100%"}
+DRAWS = {"knn": 10, "linear": 10, "finetune": 3}
 
 
 def main(argv: list[str]) -> None:
@@ -27,14 +30,16 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"--workdir={workdir}: there is no config.json in it; wanted the directory of a "
                          "`simclr_jax.train` run")
     config = _changed(saved, flags)
-    counts = [c if c == "all" else _whole(c) for c in flags["labels"].split(",")]
+    counts = {name: [_amount(c) for c in (flags["labels"] or usual).split(",")] for name, usual in LABELS.items()}
     _one_of("knn", flags["knn"], knn.SETTINGS)
     baselines = list(filter(None, flags["baselines"].split(",")))
     for name in baselines:
         _one_of("baselines", name, ("random_init", "pixels"))
     _one_of("protocol", flags["protocol"], ("lbfgs", "sgd"))
-    if flags["draws"] < 1 or flags["seed"] < 0 or flags["k"] < 1:
-        raise UsageError(f"--draws={flags['draws']} --seed={flags['seed']} --k={flags['k']}: wanted at least 1, 0 and 1")
+    if flags["draws"] < 0 or flags["seed"] < 0 or flags["k"] < 1:
+        raise UsageError(f"--draws={flags['draws']} --seed={flags['seed']} --k={flags['k']}: wanted at least 0, 0 and 1")
+    tuned = {key: flags[f"finetune_{key}"] for key in ("lr", "epochs", "batch")}
+    finetune.plan((), 1, 1.0, multiple=1, **tuned)  # refuses what is out of range
     build.start_devices(build.cpu_devices(config))
     start = time.perf_counter()
 
@@ -43,9 +48,9 @@ def main(argv: list[str]) -> None:
     method = build.method(config, axis=None, examples=trained.size, tokenizer=tokenizer)
     names = list(filter(None, flags["evals"].split(","))) or _suited(config, tokenizer, flags)
     for name in names:
-        _one_of("evals", name, (*score.EVALS, *pairs.EVALS))
+        _one_of("evals", name, (*score.EVALS, "finetune", *pairs.EVALS))
     paired = [name for name in names if name in pairs.EVALS]
-    wanted = [name for name in names if name not in paired]
+    wanted = [name for name in names if name in score.EVALS]
     split = flags["split"] or config.evals.test
     pairs.check(config, paired, tokenizer, split)
     if flags["search"] and tokenizer is None:
@@ -54,7 +59,8 @@ def main(argv: list[str]) -> None:
     of_images, multiple = build.embedder(method, state.params, state.extra)
     kind = config.method.name + (f" on {flags['data']}" if flags["data"] else "")
     made, records = [], []
-    if wanted and not build.source(config, config.evals.train).classes:
+    unlabelled = not build.source(config, config.evals.train).classes
+    if wanted and unlabelled:
         made += probes.unlabelled(config, of_images, multiple, workdir)
     elif wanted:
         embedders = {kind: (of_images, multiple)}
@@ -63,10 +69,17 @@ def main(argv: list[str]) -> None:
         if "pixels" in baselines:
             embedders["pixels"] = probes.pixels, 1
         kinds = {name: probes.features(config, *embedder) for name, embedder in embedders.items()}
-        records += probes.run(kinds, wanted, counts, step=step, draws=flags["draws"], seed=flags["seed"],
-                              setting=knn.SETTINGS[flags["knn"]], protocol=flags["protocol"])
+        for name in wanted:
+            records += probes.run(kinds, [name], counts[name], step=step, draws=flags["draws"] or DRAWS[name],
+                                  seed=flags["seed"], setting=knn.SETTINGS[flags["knn"]], protocol=flags["protocol"])
         if flags["pictures"]:
             made += probes.draw(workdir, config, *kinds[kind], build.source(config, config.evals.test))
+    if "finetune" in names and not unlabelled:
+        weights = {kind: tuning.start(config, method, state.params, state.extra)}
+        if "random_init" in baselines:
+            weights["random_init"] = tuning.start(config, method, first.params, first.extra)
+        records += tuning.run(config, weights, counts["finetune"], step=step, draws=flags["draws"] or DRAWS["finetune"],
+                              seed=flags["seed"], **tuned)
     if paired or flags["search"]:
         of_texts, _ = build.embedder(method, state.params, state.extra, "text")
         found = pairs.run(config, paired, of_images, of_texts, multiple, tokenizer, split=split, step=step,
@@ -143,11 +156,17 @@ def _states(config, method, trained, tokenizer, workdir, *, best):
     return restored[0], restored[1], first
 
 
-def _whole(text):
+def _amount(text):
+    """"5" as 5, "10%" as it is, "100%" and "all" as "all"."""
+    if text in ("all", "100%"):
+        return "all"
+    if text.endswith("%"):
+        draws.share(text)
+        return text
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--labels: {text!r}, wanted whole numbers or all, as in --labels=1,5,all") from None
+        raise UsageError(f"--labels: {text!r}, wanted whole numbers, shares or all, as in --labels=1,5,10%,all") from None
 
 
 def _one_of(flag, name, known):
