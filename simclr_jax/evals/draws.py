@@ -44,7 +44,7 @@ def rows(labels: np.ndarray, fit: np.ndarray, wanted: int | str, *, draws: int =
     """
     if wanted == "all":
         return [np.arange(len(labels))]
-    if isinstance(wanted, str):
+    if isinstance(wanted, str) and wanted.endswith("%"):
         n = max(1, round(share(wanted) * len(labels) / len(np.unique(labels))))
         return [fit[d] for d in per_class(labels[fit], n, draws=draws, seed=seed, short=True)]
     if not isinstance(wanted, int):
