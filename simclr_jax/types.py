@@ -65,6 +65,7 @@ class Net(NamedTuple):
 
     init: Callable  # (key, x) -> (params, stats)
     apply: Callable  # (params, stats, x, *, train, key=None, mask=None) -> ({"pooled", "tokens"}, stats)
+    layers: Callable | None = None  # (params, stats, x, names, *, mask=None) -> {name: output}; see `nets.linen.net`
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 import inspect
 import itertools
 import math
+import re
 from typing import Callable
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax.errors import UsageError
+from simclr_jax.names import near
 from simclr_jax.types import Net
 
 STATS = "batch_stats"
+SEEN = "intermediates"  # what linen calls the outputs of modules
 KEPT = "moments"  # what `remade` keeps for the backward pass besides its input
 CUT = 0.87962566103423978  # standard deviation of a normal number cut off at 2
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -86,6 +89,10 @@ def net(module: nn.Module, *, draw: str | Callable = "truncated") -> Net:
     where the module has none. `key` (one PRNG key a row) and `mask` reach modules whose `__call__` has parameters of
     those names; other nets draw nothing at random when applied and look at every position.
 
+    `layers` gives, in evaluation mode, the outputs of the modules named by `names`: paths in the tree of parameters, such
+    as "stem", "stage1" or "stack/block3/attention/qkv", from which attention can be drawn. Where blocks are stacked for
+    a scan, "stack/block3" is found in "stack/blocks", whose own output is that of all blocks, [depth, ...].
+
     Args:
       draw: "truncated": normal numbers cut off at two standard deviations (before the variance is made 1, as in Keras
         and Flax). "normal": not cut. "uniform". Or a function from a leaf's path, a tuple of names, to one of these.
@@ -117,5 +124,37 @@ def net(module: nn.Module, *, draw: str | Callable = "truncated") -> Net:
         out, changed = module.apply(variables, x, train=True, **given, mutable=[STATS])
         return out, changed.get(STATS, stats)
 
+    def layers(params, stats, x, names, *, mask=None):
+        where = {name: _place(params, name) for name in names}
+        wanted = {place for place, _ in where.values()}
+        given = {"mask": mask} if mask is not None and "mask" in takes else {}
+        _, seen = module.apply({"params": params, STATS: stats}, x, train=False, **given, mutable=[SEEN],
+                               capture_intermediates=lambda m, method: method == "__call__" and "/".join(m.path) in wanted)
+        return {name: _output(seen[SEEN], *place) for name, place in where.items()}
+
     # Compiled in one piece: run eagerly, every operation of a deep net would be compiled by itself.
-    return Net(lambda key, x: jax.jit(lambda key: init(key, x))(key), apply)
+    return Net(lambda key, x: jax.jit(lambda key: init(key, x))(key), apply, layers)
+
+
+def _place(params, name: str) -> tuple[str, int | None]:
+    """Where the module `name` is: (its path, None), or (the path in a stack of blocks, which of them)."""
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+              for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    modules = {leaf[:i] for leaf in leaves for i, c in enumerate(leaf) if c == "/"}
+    if name in modules:
+        return name, None
+    stacked = re.sub(r"(^|/)block\d+(?=/|$)", r"\1blocks", name)
+    if stacked in modules:
+        depth = next(leaf.shape[0] for path, leaf in leaves.items() if path.startswith(stacked + "/"))
+        n = int(re.search(r"block(\d+)", name)[1])
+        if 0 < n <= depth:
+            return stacked, n - 1
+    raise UsageError(f"this net has no layer {name!r}{near(name, modules)}")
+
+
+def _output(seen, path: str, n: int | None):
+    for part in path.split("/"):
+        seen = seen[part]
+    y = seen["__call__"][0]  # of its first call
+    y = y[0] if isinstance(y, tuple) else y  # of a block, beside what a scan collects
+    return y if n is None else y[n]

@@ -33,6 +33,18 @@ class MapHead(nn.Module):
         return y.astype(wide(y))
 
 
+def pooler(x, dtype):
+    """float[b,D] -> f32[b,D] in [-1, 1]: tanh of a dense layer named "pool", with which BERT was trained to tell from the
+    first token whether two sentences belong together (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+    return jnp.tanh(dense(x.shape[-1], x.shape[-1] ** -0.5, dtype, "pool")(x).astype(wide(x)))
+
+
+def mean(x, mask=None):
+    """float[b,D]: the mean of float[b,N,D] over all tokens, or over those where bool[b,N] is True; 0 where none is."""
+    weight = jnp.ones(x.shape[:2], x.dtype) if mask is None else mask.astype(x.dtype)
+    return jnp.einsum("bl,bld->bd", weight, x) / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
+
+
 class AttentionPool(nn.Module):
     """CLIP's attention pooling of a feature map: the query is the mean of all positions, which is looked at too.
 

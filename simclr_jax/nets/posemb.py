@@ -25,13 +25,16 @@ def sincos(height: int, width: int, features: int, *, kind: str = "sincos", temp
 
 
 @functools.lru_cache(maxsize=None)
-def bicubic(old: int, new: int) -> np.ndarray:
+def bicubic(old: int, new: int, corners: bool = False) -> np.ndarray:
     """f64[new, old]: the weights of cubic interpolation of `old` samples at `new` places, by pixel centres.
 
-    torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False) with a size given: four
-    neighbours whatever the ratio, those outside being the nearest inside. The identity for old == new.
+    torch.nn.functional.interpolate(mode="bicubic", antialias=False) with a size given: four neighbours whatever the
+    ratio, those outside being the nearest inside. The identity for old == new.
+
+    Args:
+      corners: the first and last samples stay where they are (align_corners=True), and not the pixels' outer edges.
     """
-    at = (np.arange(new) + 0.5) * old / new - 0.5
+    at = np.arange(new) * (old - 1) / max(new - 1, 1) if corners else (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
         where = np.floor(at) + tap

@@ -23,10 +23,10 @@ INIT = fan_in(1.0)
 
 
 def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: str = "imagenet", bn: str = "global",
-         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False) -> Net:
+         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False, channels: tuple = ()) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]}; tokens are the last feature map, row by row.
 
-    D is 512 * width for depths 18 and 34, 2048 * width for the others. Parameters: stem/{conv,bn}, then
+    D is the last stage's channels, 512 * width for depths 18 and 34, and four times that for the others. Parameters: stem/{conv,bn}, then
     stage{1..4}/block{1..}/{conv1,bn1,conv2,bn2,...} and, where the shortcut is not the identity, downsample/{conv,bn}.
 
     Args:
@@ -42,6 +42,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         stage; PyTorch's max-pool is padded by 1 on either side, and the first shortcut of depths 18 and 34 is the
         identity. Weights trained in PyTorch, or to be used there, need "torch".
       remat: make each block's activations again in the backward pass (`linen.remade`).
+      channels: of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -56,8 +57,12 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         raise UsageError(f"{where}: stem={stem!r}, wanted {' or '.join(SMALLEST)}")
     if layout not in ("simclr", "torch"):
         raise UsageError(f"{where}: layout={layout!r}, wanted simclr or torch")
+    if channels and (len(channels) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in channels)):
+        raise UsageError(f"{where}: channels={channels} width={width}, wanted five whole numbers above 0, for the stem and "
+                         "four stages, and width 1")
     parse(bn, where)
-    return net(ResNet(depth, int(64 * width), stem, zero_init, layout,
+    channels = tuple(channels) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
+    return net(ResNet(depth, channels, stem, zero_init, layout,
                       Parts(bn, axis, compute_dtype(dtype, where)), remat))
 
 
@@ -78,7 +83,7 @@ class Parts(NamedTuple):
 
 class ResNet(nn.Module):
     depth: int
-    channels: int
+    channels: tuple
     stem: str
     zero_init: bool
     layout: str
@@ -93,9 +98,9 @@ class ResNet(nn.Module):
             raise UsageError(f"nets/resnet: images of {x.shape[1]}x{x.shape[2]} are too small for stem={self.stem!r}, "
                              f"which wants sides of at least {SMALLEST[self.stem]}; make the views larger"
                              + (", or set stem='cifar'" if self.stem == "imagenet" else ""))
-        x = Stem(self.channels, self.stem, self.layout, self.parts, name="stem")(x, train)
+        x = Stem(self.channels[0], self.stem, self.layout, self.parts, name="stem")(x, train)
         for i, blocks in enumerate(BLOCKS[self.depth]):
-            x = Stage(blocks, self.channels * 2 ** i, 1 if i == 0 else 2, self.depth >= 50, self.zero_init, self.layout,
+            x = Stage(blocks, self.channels[i + 1], 1 if i == 0 else 2, self.depth >= 50, self.zero_init, self.layout,
                       self.parts, self.remat, name=f"stage{i + 1}")(x, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])

@@ -11,7 +11,7 @@ from flax import linen as nn
 from simclr_jax.errors import UsageError
 from simclr_jax.nets import drop
 from simclr_jax.nets.linen import Embedding, compute_dtype, net, products
-from simclr_jax.nets.pool import MapHead
+from simclr_jax.nets.pool import MapHead, mean
 from simclr_jax.nets.transformer import Spec, Stack, dense, norm, stds
 from simclr_jax.types import Net
 
@@ -125,8 +125,7 @@ class Text(nn.Module):
         if f.pool == "map":
             return MapHead(self.spec, dtype, name="pool")(x, mask)
         if f.pool == "mean":
-            weight = jnp.ones(ids.shape, x.dtype) if mask is None else mask.astype(x.dtype)
-            return jnp.einsum("bl,bld->bd", weight, x) / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
+            return mean(x, mask)
         if f.pool == "last":
             return x[:, -1]
         at = jnp.argmax(ids == f.eot if f.pool == "eot" else ids, axis=1)  # of equal ones the first

@@ -1,8 +1,9 @@
-"""The pre-norm transformer that image and text towers share.
+"""The transformer that image, text and audio towers share.
 
 Vaswani et al. 2017, arXiv:1706.03762, with normalisation before each branch (as in Dosovitskiy et al. 2021,
-arXiv:2010.11929, and openai/CLIP clip/model.py), LayerScale (Touvron et al. 2021, arXiv:2103.17239) and stochastic
-depth whose rate rises linearly with the layer.
+arXiv:2010.11929, and openai/CLIP clip/model.py) or, as there and in BERT, after its sum; LayerScale (Touvron et al. 2021,
+arXiv:2103.17239), gated MLPs (Shazeer 2020, arXiv:2002.05202) and stochastic depth whose rate rises linearly with the
+layer.
 """
 import math
 from typing import Any, NamedTuple
@@ -15,13 +16,14 @@ from jax import lax
 
 from simclr_jax.errors import UsageError
 from simclr_jax.nets.drop import drop_path
-from simclr_jax.nets.linen import products, remade, wide
+from simclr_jax.nets.linen import SEEN, products, remade, wide
 
 GELU = {
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
+MLPS = ("gelu", "swiglu")
 
 
 class Stds(NamedTuple):
@@ -65,6 +67,8 @@ class Spec(NamedTuple):
     drop_path: float = 0.0  # rate of the last block
     remat: bool = False
     scan: bool = False
+    mlp_kind: str = "gelu"
+    post_norm: bool = False  # normalise after each sum (BERT), and not before each branch
 
     def check(self, where: str):
         """Raises UsageError for a value that no tower can have."""
@@ -75,6 +79,8 @@ class Spec(NamedTuple):
             raise UsageError(f"{where}: width={self.width} is no multiple of heads={self.heads}; change either")
         if self.gelu not in GELU:
             raise UsageError(f"{where}: gelu={self.gelu!r}, wanted {', '.join(GELU)}")
+        if self.mlp_kind not in MLPS:
+            raise UsageError(f"{where}: mlp_kind={self.mlp_kind!r}, wanted {' or '.join(MLPS)}")
         if self.eps <= 0:
             raise UsageError(f"{where}: eps={self.eps}, wanted a number above 0, such as 1e-6")
         if not 0 <= self.drop_path < 1:
@@ -102,7 +108,7 @@ class Stack(nn.Module):
         rates = jnp.asarray(np.linspace(0, s.drop_path, s.depth), jnp.float32)
         block = remade(Block, s.remat, in_scan=s.scan)
         if s.scan:
-            block = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=s.depth,
+            block = nn.scan(block, variable_axes={"params": 0, SEEN: 0}, split_rngs={"params": True}, length=s.depth,
                             in_axes=(0, 0, nn.broadcast, nn.broadcast))
             return block(s, name="blocks")(x, layers, rates, key, mask)[0]
         for i in range(s.depth):
@@ -119,17 +125,23 @@ class Block(nn.Module):
     def __call__(self, x, layer, rate, key, mask):
         s, dtype = self.spec, products(self.spec.dtype, x)
 
-        def branch(i, y):
-            if s.layer_scale:
-                y = LayerScale(s.layer_scale, name=f"scale{i}")(y)
-            # Attention and MLP of a row are dropped one without the other, as in timm.
-            return y if key is None else drop_path(y, rate, key, 2 * layer + i)
-
-        y = norm(s.eps, x, "norm1")(x).astype(dtype)
-        x = x + branch(1, Attention(s.heads, s.stds, dtype, s.causal, name="attention")(y, mask))
-        y = norm(s.eps, x, "norm2")(x).astype(dtype)
-        x = x + branch(2, Mlp(s.mlp, s.gelu, s.stds, dtype, name="mlp")(y))
+        attention = Attention(s.heads, s.stds, dtype, s.causal, name="attention")
+        x = residual(s, x, 1, lambda y: attention(y, mask), dtype, layer, rate, key)
+        x = residual(s, x, 2, mlp(s, dtype, "mlp"), dtype, layer, rate, key)
         return x, None  # what a scan wants: carry and output
+
+
+def residual(s: Spec, x, i: int, branch, dtype, layer, rate, key):
+    """x and what the branch makes of it, 1 of attention or 2 of the MLP, with the norm of either name.
+
+    The sum is of x's dtype, the branch is given `dtype`. Of a row, each branch is dropped one without the other, as in
+    timm; arguments are those of `Block`.
+    """
+    y = branch((x if s.post_norm else norm(s.eps, x, f"norm{i}")(x)).astype(dtype))
+    if s.layer_scale:
+        y = LayerScale(s.layer_scale, name=f"scale{i}")(y)
+    x = x + (y if key is None else drop_path(y, rate, key, 2 * layer + i))
+    return norm(s.eps, x, f"norm{i}")(x) if s.post_norm else x
 
 
 class LayerScale(nn.Module):
@@ -141,43 +153,74 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
+    """float[b,N,D] -> dtype[b,N,D]; mask and bias as in `attend`. The columns of qkv are queries, keys, values."""
+
     heads: int
     stds: Stds
     dtype: Any
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x, mask=None):
+    def __call__(self, x, mask=None, bias=None):
         b, n, d = x.shape
         # Split before heads are told apart: the other way round XLA for TPU copies all three to another layout.
         qkv = jnp.split(dense(3 * d, self.stds.qkv, self.dtype, "qkv")(x), 3, axis=-1)
-        y = attend(*(y.reshape(b, n, self.heads, d // self.heads) for y in qkv), mask=mask, causal=self.causal)
+        y = attend(*(y.reshape(b, n, self.heads, d // self.heads) for y in qkv), mask=mask, causal=self.causal,
+                   bias=bias)
         return dense(d, self.stds.out, self.dtype, "out")(y.reshape(b, n, d))
 
 
 class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))), of x's width unless `out` says another."""
+
     width: int
     gelu: str
+    stds: Stds
+    dtype: Any
+    out: int = 0
+
+    @nn.compact
+    def __call__(self, x):
+        y = dense(self.width, self.stds.fc1, self.dtype, "fc1")(x)
+        y = nn.relu(y) if self.gelu == "relu" else GELU[self.gelu](y)
+        return dense(self.out or x.shape[-1], self.stds.fc2, self.dtype, "fc2")(y)
+
+
+class SwiGlu(nn.Module):
+    """fc2(silu(gate) * up), where fc1 makes gate, then up, each `width` wide (arXiv:2002.05202, equation 6)."""
+
+    width: int
     stds: Stds
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        y = GELU[self.gelu](dense(self.width, self.stds.fc1, self.dtype, "fc1")(x))
-        return dense(x.shape[-1], self.stds.fc2, self.dtype, "fc2")(y)
+        gate, up = jnp.split(dense(2 * self.width, self.stds.fc1, self.dtype, "fc1")(x), 2, axis=-1)
+        return dense(x.shape[-1], self.stds.fc2, self.dtype, "fc2")(nn.silu(gate) * up)
 
 
-def attend(q, k, v, *, mask=None, causal: bool = False):
-    """softmax(q k / sqrt(d)) v over float[b,Q,h,d], float[b,K,h,d] twice; the softmax is f32, or f64 for f64 input.
+def mlp(spec: Spec, dtype, name: str):
+    """The MLP of a block."""
+    if spec.mlp_kind == "swiglu":
+        return SwiGlu(spec.mlp, spec.stds, dtype, name=name)
+    return Mlp(spec.mlp, spec.gelu, spec.stds, dtype, name=name)
+
+
+def attend(q, k, v, *, mask=None, causal: bool = False, bias=None):
+    """softmax(q k / sqrt(d) + bias) v over float[b,Q,h,d], float[b,K,h,d] twice; the softmax is f32, or f64 for f64 input.
 
     Args:
-      mask: bool[b,K], True at positions to look at, or None for all.
+      mask: bool[b,K] or bool[b,Q,K], True at positions to look at, or None for all.
       causal: position i looks at none after i.
+      bias: f32[h,Q,K], or None for 0.
     """
-    mask = None if mask is None else mask[:, None, None, :]
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+    bias = None if bias is None else bias[None]
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])  # there the softmax would be f32 in any case
+    logits = logits if bias is None else logits + bias
     seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else True
     seen = seen if mask is None else seen & mask
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen, logits, -1e300)), v)

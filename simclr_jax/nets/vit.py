@@ -2,7 +2,8 @@
 
 Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, arXiv:2012.12877 (Ti, S); Zhai et al. 2022,
 arXiv:2106.04560, table 2 (g); Alabdulmohsin et al. 2023, arXiv:2305.13035 (So400m); Darcet et al. 2024,
-arXiv:2309.16588 (registers). Sizes as in decode_variant of google-research/big_vision models/vit.py.
+arXiv:2309.16588 (registers). Sizes as in decode_variant of google-research/big_vision models/vit.py; g2 is DINOv2's
+vit_giant2 (Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2 models/vision_transformer.py), with a gated MLP.
 """
 from typing import Any, NamedTuple
 
@@ -13,21 +14,22 @@ from simclr_jax.errors import UsageError
 from simclr_jax.names import near
 from simclr_jax.nets import drop, posemb
 from simclr_jax.nets.linen import Embedding, compute_dtype, fan_in, net, products, wide
-from simclr_jax.nets.pool import MapHead
+from simclr_jax.nets.pool import MapHead, pooler
 from simclr_jax.nets.transformer import Spec, Stack, dense, norm, stds
 from simclr_jax.types import Net
 
-# Width, depth, heads, MLP. DINOv2's g is another net: width 1536, 24 heads and a gated MLP.
+# Width, depth, heads, MLP.
 SIZES = {"Ti": (192, 12, 3, 768), "S": (384, 12, 6, 1536), "B": (768, 12, 12, 3072), "L": (1024, 24, 16, 4096),
-         "So400m": (1152, 27, 16, 4304), "H": (1280, 32, 16, 5120), "g": (1408, 40, 16, 6144)}
-POOLS, POSEMBS, INITS = ("cls", "mean", "map"), ("learned", "sincos", "sincos_bv"), ("vit", "clip")
+         "So400m": (1152, 27, 16, 4304), "H": (1280, 32, 16, 5120), "g": (1408, 40, 16, 6144),
+         "g2": (1536, 40, 24, 4096)}
+GATED = ("g2",)  # sizes whose MLP is
+POOLS, POSEMBS, INITS = ("cls", "pooler", "mean", "map"), ("learned", "sincos", "sincos_bv"), ("vit", "clip")
 
 
 def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int = 224, width: int = 0, depth: int = 0,
-         heads: int = 0, mlp: int = 0, pool: str = "cls", posemb: str = "learned", class_token: bool = True,
+         heads: int = 0, mlp: int = 0, mlp_kind: str = "", pool: str = "cls", posemb: str = "learned", class_token: bool = True,
          registers: int = 0, mask_token: bool = False, position_on_class: bool = True, pre_norm: bool = False,
-         patch_bias: bool = True,
-         final_norm: bool = True, layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf",
+         patch_bias: bool = True, final_norm: bool = True, layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf",
          eps: float = 1e-6, out: int = 0, out_bias: bool = False, remat: bool = False, scan: bool = False,
          init: str = "vit", dtype: str = "float32") -> Net:
     """float[b,H,W,3] -> {"pooled": f32[b,D], "tokens": f32[b,N,width]}; D is `out`, or the width.
@@ -37,14 +39,16 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     computed for the grid.
 
     Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,mask_token,positions}/embedding,
-    norm_pre, stack/block1.. (see `transformer`), norm, pool (see `MapHead`), projection.
+    norm_pre, stack/block1.. (see `transformer`), norm, pool (see `MapHead`; kernel and bias for "pooler"), projection.
 
     Args:
       axis: mesh axis of the rows; rows do not meet here, so it changes nothing.
       size: one of `SIZES`, or "" with width, depth and heads given.
       patch, image: sides in pixels.
       width, depth, heads, mlp: 0: the size's, and 4 * width for mlp where there is no size.
-      pool: "cls": the class token. "mean": over patches. "map": a probe's attention over all tokens.
+      mlp_kind: "gelu", or "swiglu", gated, as in `transformer.SwiGlu`: `mlp` is then the width behind the gate, and where
+        there is no size two thirds of 4 * width, rounded up to a multiple of 8. "": the size's, and "gelu" without.
+      pool: "cls": the class token. "pooler": tanh of a dense layer of it (BERT's; transformers' ViTModel). "mean": over patches. "map": a probe's attention over all tokens.
       posemb: "learned", or fixed "sincos" (MoCo v3's form) or "sincos_bv" (big_vision's). Fixed ones are 0 on the class
         token.
       registers: further learned tokens, which have no position.
@@ -72,7 +76,8 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     where = "nets/vit"
     if size and size not in SIZES:
         raise UsageError(f"{where}: there is no size {size!r}{near(size, SIZES)}")
-    of_size = SIZES.get(size, (0, 0, 0, 4 * width))
+    mlp_kind = mlp_kind or ("swiglu" if size in GATED else "gelu")
+    of_size = SIZES.get(size, (0, 0, 0, _gated(4 * width) if mlp_kind == "swiglu" else 4 * width))
     width, depth, heads, mlp = (given or usual for given, usual in zip((width, depth, heads, mlp), of_size))
     if not size and not (width > 0 and depth > 0 and heads > 0):
         raise UsageError(f"{where}: width={width} depth={depth} heads={heads} without a size; give all three, or "
@@ -82,17 +87,23 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
             raise UsageError(f"{where}: {name}={value!r}, wanted {', '.join(choices)}")
     if patch < 1 or image < 1 or image % patch:
         raise UsageError(f"{where}: image={image} is no multiple of patch={patch}; change either")
-    if pool == "cls" and not class_token:
-        raise UsageError(f"{where}: pool='cls' needs class_token=True; set it, or pool='mean' or 'map'")
+    if pool in ("cls", "pooler") and not class_token:
+        raise UsageError(f"{where}: pool={pool!r} needs class_token=True; set it, or pool='mean' or 'map'")
     if registers < 0 or out < 0:
         raise UsageError(f"{where}: registers={registers} out={out}, wanted 0 or more")
     if posemb != "learned" and width % 4:
         raise UsageError(f"{where}: posemb={posemb!r} needs a width that is a multiple of 4, got {width}")
     spec = Spec(width, depth, heads, mlp, gelu, eps, stds({"vit": "xavier", "clip": "torch"}[init], width, mlp, depth),
-                compute_dtype(dtype, where), layer_scale=layer_scale, drop_path=drop_path, remat=remat, scan=scan)
+                compute_dtype(dtype, where), layer_scale=layer_scale, drop_path=drop_path, remat=remat, scan=scan,
+                mlp_kind=mlp_kind)
     form = Form(patch, image // patch, pool, posemb, class_token, registers, mask_token, position_on_class and class_token,
                 pre_norm, patch_bias, final_norm, out, out_bias, init)
     return net(ViT(spec.check(where), form), draw=lambda path: _draw(path, init))
+
+
+def _gated(mlp):
+    """The width of a gated MLP with as many parameters as one of width `mlp`, as DINOv2 rounds it."""
+    return (int(mlp * 2 / 3) + 7) // 8 * 8
 
 
 def _draw(path, init):
@@ -151,7 +162,9 @@ class ViT(nn.Module):
         if f.pool == "map":
             pooled = MapHead(s, dtype, name="pool")(x)
         else:
-            pooled = x[:, 0] if f.pool == "cls" else jnp.mean(x[:, f.class_token + f.registers:], axis=1)
+            pooled = jnp.mean(x[:, f.class_token + f.registers:], axis=1) if f.pool == "mean" else x[:, 0]
+        if f.pool == "pooler":
+            pooled = pooler(pooled, dtype)
         if f.out:
             std = s.width ** -0.5
             pooled = dense(f.out, std, dtype, "projection", f.out_bias)(pooled).astype(wide(x))

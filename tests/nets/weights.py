@@ -66,13 +66,14 @@ def _dense(ours, *theirs):
             f"{ours}/bias": ("as is", *(f"{t}.bias" for t in theirs))}
 
 
-def _blocks(depth, at, norms, qkv, out, mlp, scales=()):
+def _blocks(depth, at, norms, qkv, out, mlp, scales=(), stack="stack"):
     table = {}
     for i in range(depth):
-        ours, theirs = f"stack/block{i + 1}", at.format(i)
+        ours, theirs = f"{stack}/block{i + 1}", at.format(i)
         for k in (1, 2):
             table |= _norm(f"{ours}/norm{k}", theirs + norms[k - 1])
-            table |= _dense(f"{ours}/mlp/fc{k}", theirs + mlp[k - 1])
+            parts = (mlp[k - 1],) if isinstance(mlp[k - 1], str) else mlp[k - 1]
+            table |= _dense(f"{ours}/mlp/fc{k}", *(theirs + part for part in parts))
             if scales:
                 table[f"{ours}/scale{k}/layer_scale"] = ("as is", theirs + scales[k - 1])
         table |= _dense(f"{ours}/attention/qkv", *(theirs + name for name in qkv))
@@ -93,14 +94,63 @@ def timm_vit(depth):
                       ("ls1.gamma", "ls2.gamma"))}
 
 
-def hf_dinov2(depth):
+def hf_dinov2(depth, mlp=("mlp.fc1", "mlp.fc2")):
     """Net of transformers' Dinov2Model. embeddings.mask_token takes the place of hidden patches and has none here."""
     return {**_patches("embeddings.patch_embeddings.projection"), **_norm("norm", "layernorm"),
             "class_token/embedding": ("rows", "embeddings.cls_token"),
             "positions/embedding": ("rows", "embeddings.position_embeddings"),
             **_blocks(depth, "encoder.layer.{}.", ("norm1", "norm2"),
-                      tuple(f"attention.{x}_proj" for x in "qkv"), "attention.o_proj", ("mlp.fc1", "mlp.fc2"),
+                      tuple(f"attention.{x}_proj" for x in "qkv"), "attention.o_proj", mlp,
                       ("layer_scale1.lambda1", "layer_scale2.lambda1"))}
+
+
+def hf_dinov2_swiglu(depth):
+    """The same with gated MLPs."""
+    return hf_dinov2(depth, (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"))
+
+
+def hf_vit(depth):
+    """Net of transformers' ViTModel."""
+    return {**_patches("embeddings.patch_embeddings.projection"), **_norm("norm", "layernorm"),
+            "class_token/embedding": ("rows", "embeddings.cls_token"),
+            "positions/embedding": ("rows", "embeddings.position_embeddings"), **_dense("pool", "pooler.dense"),
+            **_blocks(depth, "layers.{}.", ("layernorm_before", "layernorm_after"),
+                      tuple(f"attention.{x}_proj" for x in "qkv"), "attention.o_proj", ("mlp.fc1", "mlp.fc2"))}
+
+
+_BERT = dict(qkv=("attention.self.query", "attention.self.key", "attention.self.value"), out="attention.output.dense",
+             mlp=("intermediate.dense", "output.dense"))
+
+
+def hf_bert(depth, at=""):
+    """Net of transformers' BertModel, RobertaModel, and at "text_model." ClapTextModel."""
+    tables = {"tokens": "word", "types": "token_type", "positions": "position"}
+    return {**{f"{ours}/embedding": ("as is", f"{at}embeddings.{theirs}_embeddings.weight")
+               for ours, theirs in tables.items()},
+            **_norm("norm_pre", at + "embeddings.LayerNorm"), **_dense("pool", at + "pooler.dense"),
+            **_blocks(depth, at + "encoder.layer.{}.", ("attention.output.LayerNorm", "output.LayerNorm"), **_BERT)}
+
+
+def _projection(theirs):
+    return _dense("projection/fc1", f"{theirs}.linear1") | _dense("projection/fc2", f"{theirs}.linear2")
+
+
+def hf_clap(depths, depth):
+    """(audio, its statistics, text) of transformers' ClapModel."""
+    at = "audio_model.audio_encoder."
+    audio = {**_norm("bn", at + "batch_norm"), **_norm("norm_pre", at + "patch_embed.norm"), **_norm("norm", at + "norm"),
+             "patches/kernel": ("conv", at + "patch_embed.proj.weight"),
+             "patches/bias": ("as is", at + "patch_embed.proj.bias"), **_projection("audio_projection")}
+    for i, blocks in enumerate(depths):
+        stage = f"{at}layers.{i}."
+        audio |= _norm(f"stage{i + 1}/merge/norm", stage + "downsample.norm")
+        audio[f"stage{i + 1}/merge/reduction/kernel"] = ("linear", stage + "downsample.reduction.weight")
+        audio |= _blocks(blocks, stage + "blocks.{}.", ("layernorm_before", "layernorm_after"), **_BERT,
+                         stack=f"stage{i + 1}")
+        audio |= {f"stage{i + 1}/block{j + 1}/positions/embedding":
+                  ("as is", f"{stage}blocks.{j}.attention.self.relative_position_bias_table") for j in range(blocks)}
+    stats = {f"bn/{k}": ("as is", f"{at}batch_norm.running_{k}") for k in ("mean", "var")}
+    return audio, stats, {**hf_bert(depth, "text_model."), **_projection("text_projection")}
 
 
 def _hf_blocks(depth, tower):
@@ -169,6 +219,24 @@ def _openai_blocks(depth, tower):
                     ("mlp.c_fc", "mlp.c_proj"))
     fused = lambda name: name.replace("in_proj.", "in_proj_")
     return {ours: (how, *map(fused, theirs)) for ours, (how, *theirs) in table.items()}
+
+
+def torch_resnet(layers, convs):
+    """(parameters, statistics) of timm's and torchvision's ResNet, `convs` a block."""
+    units = [("stem/conv", "stem/bn", "conv1", "bn1")]
+    for stage, blocks in enumerate(layers, 1):
+        for j in range(blocks):
+            ours, theirs = f"stage{stage}/block{j + 1}", f"layer{stage}.{j}"
+            units += [(f"{ours}/conv{i}", f"{ours}/bn{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
+                      for i in range(1, convs + 1)]
+            if j == 0:  # whether a shortcut is the identity, the state dict says
+                units.append((f"{ours}/downsample/conv", f"{ours}/downsample/bn", f"{theirs}.downsample.0",
+                              f"{theirs}.downsample.1"))
+    params, stats = {}, {}
+    for conv, bn, their_conv, their_bn in units:
+        params |= {f"{conv}/kernel": ("conv", f"{their_conv}.weight")} | _norm(bn, their_bn)
+        stats |= {f"{bn}/{k}": ("as is", f"{their_bn}.running_{k}") for k in ("mean", "var")}
+    return params, stats
 
 
 def openai_resnet(layers):
