@@ -1,7 +1,11 @@
 """A split of the config's source as features: its images, or their captions. Composition, for the commands."""
+import itertools
+import os
+
 import numpy as np
 
 from simclr_jax import augment, build, data
+from simclr_jax.data.source import of_files as of_paths
 
 ROWS = 256  # images or texts embedded at once
 
@@ -27,6 +31,31 @@ def features(config, embed, multiple: int, *, split: str, limit: int = 0, proces
     x, y = extract(embed, noted(), batch=rows)
     parts = x, y, np.concatenate(ids)
     return parts if process[1] == 1 else tuple(_gather(part) for part in parts)
+
+
+def of_files(root, files, ops, embed, multiple: int, *, batch: int = ROWS):
+    """Features of image files as evaluation sees them: (f32[m,D], i64[m]), m of the n files, and which of them; in order.
+
+    Those that cannot be read are left out; (f32[0,0], i64[0]) if none can.
+
+    Args:
+      root: the folder that the names `files` are relative to; ops: the view, as in config.augment.eval; embed, multiple: as
+        in `features`; batch: images embedded at once, rounded up to a multiple.
+    """
+    from simclr_jax.evals.features import extract
+    view, ids = augment.build_eval(ops), []
+
+    def noted(batches):
+        for batch in batches:
+            ids.append(batch["id"][:, 0].astype(np.int64))
+            yield batch
+    source, rows = of_paths([os.path.join(os.fspath(root), file) for file in files]), -(-batch // multiple) * multiple
+    batches = data.examples(source, view, augment.evaluate(view), batch=rows)
+    first = next(batches, None)
+    if first is None:
+        return np.zeros([0, 0], np.float32), np.zeros(0, np.int64)
+    x, _ = extract(embed, noted(itertools.chain([first], batches)), batch=rows)
+    return x, np.concatenate(ids)
 
 
 def _gather(x):

@@ -167,6 +167,17 @@ def of_encoded(size: int, load, where, problems: Problems, *, classes=(), descri
                   int(memory * 2**30), captions, tuple(shards), load)
 
 
+def of_files(paths) -> Source:
+    """A source of image files, of any sizes, for `examples`: one that cannot be read is left out, however many they are."""
+    def read(index, cut=None):
+        try:
+            image, windows = decode(read_file(paths[int(index)]), cut)
+            return Example(image, -1, int(index), windows)
+        except (ValueError, OSError):
+            return Example(np.zeros([1, 1, 3], np.uint8), -1, -1, cut and cut(1, 1))
+    return Source(len(paths), read, None, (), f"{len(paths)} files", lambda: [])
+
+
 def failed(source: Source):
     """The UsageError that ends the reading of a source, or None."""
     return getattr(source.problems, "error", None)

@@ -62,7 +62,7 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
         held = next((name for name in SPLITS[split] if name in folders), None)
         if held is None:
             raise UsageError(f"folder: {root} has no split {split!r}; it has: {', '.join(folders)}")
-        files, ignored = _images(top / held)
+        files, ignored = images(top / held)
         classes = _classes(top / "train") if captions.find(top / "train") is None else []
         labelled = not _flat(files)
         if labelled and held != "train":
@@ -73,7 +73,7 @@ def make(*, root: str, split: str = "train", max_bad: float = 0.01, memory: floa
                                  f"{', '.join(strange[:5])}; both need the same class folders")
         top = top / held
     else:
-        files, ignored = _images(top)
+        files, ignored = images(top)
         labelled = not _flat(files)
         classes = sorted({f.split("/")[0] for f in files}) if labelled else []
         if files and not labelled and split != "train":
@@ -194,8 +194,11 @@ def _classes(top):
     return [name for name in _folders(top) if any(f.lower().endswith(EXTENSIONS) for f in _walk(top / name))]
 
 
-def _images(top):
-    """The image files below a folder, sorted, as paths relative to it with "/"; and the number of other files."""
+def images(top) -> tuple[list[str], int]:
+    """The image files below a folder, sorted, as paths relative to it with "/"; and the number of other files.
+
+    By extension; hidden ones are passed over, links followed, into no folder twice. UsageError if one cannot be listed.
+    """
     files = list(_walk(top))
     images = sorted(f for f in files if f.lower().endswith(EXTENSIONS))
     return images, len(files) - len(images)
