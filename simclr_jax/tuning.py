@@ -15,6 +15,8 @@ from simclr_jax.train import guard, rules
 from simclr_jax.train.feed import Feed
 from simclr_jax.types import TrainState
 
+SAY = 60.0  # seconds between lines of progress
+
 
 class Weights(NamedTuple):
     """Where a net starts: trees of arrays."""
@@ -121,11 +123,14 @@ class _Job:
         state = jax.device_put(state, dist.replicated(self._mesh), may_alias=False)
         feed = Feed(build.feed(self._config, self._drawn(rows), self._recipe), lambda b: dist.place_batch(b, self._mesh))
         try:
-            metrics = None
-            for _ in range(self._plan.steps):
+            metrics, said = None, time.perf_counter()
+            for i in range(self._plan.steps):
                 placed, before = feed.next(), metrics
                 state, metrics = self._step(state, placed)
                 jax.block_until_ready(before)  # two steps in flight at most
+                if time.perf_counter() > said + SAY:
+                    said = time.perf_counter()
+                    print(f"fine-tuning on {len(rows)} labels: step {i + 1} of {self._plan.steps}", flush=True)
         finally:
             feed.close()
         metrics = jax.device_get(metrics)
