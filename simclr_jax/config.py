@@ -39,8 +39,8 @@ def base() -> ConfigDict:
         nets=dict(),  # role -> simclr_jax/nets/<name>.py and its arguments
         data=dict(name="digits"),  # simclr_jax/data/sources/<name>.py and its arguments
         text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
-        # Weights that nets start from. init_from: an export directory or the workdir of a run, for all roles that it and
-        # `nets` share. load: role -> FILE, or DIR[:ROLE] of either kind; before init_from, for its role.
+        # Weights that nets start from. init_from: an export directory or the workdir of a run, for all roles that it
+        # shares with `nets`. load: role -> FILE, or DIR[:ROLE] of either kind; goes before init_from, for its role.
         init_from="",
         load=dict(),
         # views: a tuple of views, each a tuple of (op, arguments); eval: one such view. where: the pixel ops (and crops of
@@ -284,8 +284,10 @@ def plain(config) -> dict:
 
 
 def from_plain(fields: dict) -> ConfigDict:
-    """A config back from JSON, filled; a field that an earlier version did not have gets its default. Lists stay lists: all
-    that read them take either."""
+    """A config back from JSON, filled; a field that an earlier version did not have gets its default.
+
+    Lists stay lists: all that read them take either.
+    """
     return fill(ConfigDict({**base().to_dict(), **fields}))
 
 
@@ -294,7 +296,8 @@ def changes(old: dict, new: dict) -> list[str]:
     bns = [net.get("bn", "global") for net in new["nets"].values()]
     by_device = any(bn == "local" or bn.startswith("devices") for bn in bns)  # then the number of devices is mathematics
     free = set(FREE) - ({"devices", "mesh"} if by_device else set())
-    old = {**plain(base()), **old, "load": {**dict.fromkeys(old["nets"], ""), **old.get("load", {})}}  # of an earlier version
+    # What an earlier version did not have is at its default.
+    old = {**plain(base()), **old, "load": {**dict.fromkeys(old["nets"], ""), **old.get("load", {})}}
     a, b = ({k: v for k, v in _fields(c).items() if k not in free and k.split(".")[0] not in free} for c in (old, new))
     return [f"{k}: {json.dumps(a.get(k))} -> {json.dumps(b.get(k))}" for k in sorted(a.keys() | b.keys())
             if a.get(k) != b.get(k)]

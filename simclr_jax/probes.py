@@ -43,7 +43,8 @@ def draw(workdir, config, train, test, source, *, title="test images it has neve
     """
     (train_x, train_y, train_id), (test_x, test_y, test_id) = train, test
     made = [embed.picture(workdir, "embedding.png", pictures.embedding, test_x, test_y, classes=source.classes,
-                          method="tsne" if 50 <= len(test_x) <= 2000 else "pca", title=f"{kind or config.method.name}: {title}")]
+                          method="tsne" if 50 <= len(test_x) <= 2000 else "pca",
+                          title=f"{kind or config.method.name}: {title}")]
     queries = np.unique(np.linspace(0, len(test_x) - 1, 6).astype(int))
     index, similarity = knn.neighbours(train_x, test_x[queries], k=8 + skip)
     index, similarity = index[:, skip:], similarity[:, skip:]

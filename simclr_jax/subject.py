@@ -27,7 +27,8 @@ def of_run(config, saved: dict, workdir, *, best: bool) -> Subject:
     """A run.
 
     Args:
-      config: the run's, maybe with other data to evaluate on; saved: its own, plain; best: the checkpoint of the best score.
+      config: the run's, maybe with other data to evaluate on; saved: its own, plain.
+      best: the checkpoint of the best score.
     """
     trained = build.source(configs.from_plain(saved))  # what the run was trained on, be it scored on something else
     tokenizer = build.tokenizer(config, trained, workdir)
@@ -41,8 +42,8 @@ def of_run(config, saved: dict, workdir, *, best: bool) -> Subject:
         first = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
         restored = Checkpoints(workdir / ("best" if best else "checkpoints"), writable=False).restore(first)
         if restored is None:
-            raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the first is "
-                             f"written at step {config.checkpoint.every}, or when the run is stopped")
+            raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the first "
+                             f"is written at step {config.checkpoint.every}, or when the run is stopped")
         step, now, _ = restored
         return step, (now.params, now.extra), lambda: (first.params, first.extra)
     return Subject(config, method, tokenizer, config.method.name, states)
@@ -62,7 +63,8 @@ def of_directory(config, directory: str) -> Subject:
     model = models.read(str(path))
     image = next((role for role in ("backbone", "image") if role in model.nets), None)
     if image is None:
-        raise UsageError(f"--from-dir={directory}: it has {', '.join(model.nets)}, wanted a net for images (backbone or image)")
+        raise UsageError(f"--from-dir={directory}: it has {', '.join(model.nets)}, wanted a net for images (backbone or "
+                         "image)")
     config = config.copy_and_resolve_references().unlock()
     config.nets = ConfigDict({role: {k: v for k, v in model.nets[role].items() if k != "remat"}
                               for role in (image, "text") if role in model.nets})
@@ -72,8 +74,9 @@ def of_directory(config, directory: str) -> Subject:
     of = {"image": image, "text": "text"}
 
     def embed(params, extra, inputs):
-        return {modality: nets[of[modality]].apply(params[of[modality]], extra["stats"][of[modality]], x, train=False)[0]["pooled"]
-                for modality, x in inputs.items()}
+        def one(role, x):
+            return nets[role].apply(params[role], extra["stats"][role], x, train=False)[0]["pooled"]
+        return {modality: one(of[modality], x) for modality, x in inputs.items()}
 
     def states():
         params, stats = {}, {}
@@ -95,7 +98,8 @@ def of_directory(config, directory: str) -> Subject:
 
 
 def _none():
-    raise UsageError("--from-dir: its tokenizer.json is gone, and cannot be made anew without the captions it was made of")
+    raise UsageError("--from-dir: there is no tokenizer.json in it, which a tokenizer of a run's own captions is kept in; "
+                     "put it there, or leave out what needs texts by --evals=knn,linear")
 
 
 def _tree(tensors):

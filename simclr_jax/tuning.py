@@ -37,13 +37,14 @@ def start(config, method, params, extra) -> Weights:
     return Weights(*jax.tree.map(np.asarray, (params[which], stats[which])))
 
 
-def run(config, kinds: dict[str, Weights], counts, *, step: int, draws: int, seed: int, lr: float = 0.0, epochs: float = 0.0,
-        batch: int = 0) -> list[dict]:
+def run(config, kinds: dict[str, Weights], counts, *, step: int, draws: int, seed: int, lr: float = 0.0,
+        epochs: float = 0.0, batch: int = 0) -> list[dict]:
     """Fine-tunes the net on images from each of `kinds` at each number of labels; tests each once, at its end.
 
     Args:
-      counts: as of `evals.draws.rows`; lr, epochs, batch: as of `evals.finetune.plan`. draws, seed: as of `score.score`, whose
-        draws are the same; the seed is also that of the order of examples and of their crops.
+      counts: as of `evals.draws.rows`; lr, epochs, batch: as of `evals.finetune.plan`.
+      draws, seed: as of `score.score`, whose draws are the same; the seed is also that of the order of examples and of
+        their crops.
 
     Returns:
       Records as of `score.score`, with epochs, steps, batch, optimiser and lr (at its peak).
@@ -107,8 +108,8 @@ class _Job:
         try:
             self._step, self._shapes = build.compiled(made.trace()), made.shapes().params
         except build.DoesNotFit:
-            raise UsageError(f"fine-tuning at {plan.batch} images a step does not fit into a device's memory; take a smaller "
-                             "--finetune_batch") from None
+            raise UsageError(f"fine-tuning at {plan.batch} images a step does not fit into a device's memory; take a "
+                             "smaller --finetune_batch") from None
 
     def _drawn(self, rows):
         """The labelled examples, as often as it takes to fill a batch."""
@@ -118,10 +119,12 @@ class _Job:
         """(the state after all steps, its metrics) from `weights`, on the training examples `rows`."""
         classifier = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._shapes["classifier"])
         params = {"backbone": weights.params, "classifier": classifier}
-        state = TrainState(jnp.int32(0), params, self._tx.init(params), {"stats": {"backbone": weights.stats}}, guard.new())
+        extra = {"stats": {"backbone": weights.stats}}
+        state = TrainState(jnp.int32(0), params, self._tx.init(params), extra, guard.new())
         # Copies: the step writes into what it is given.
         state = jax.device_put(state, dist.replicated(self._mesh), may_alias=False)
-        feed = Feed(build.feed(self._config, self._drawn(rows), self._recipe), lambda b: dist.place_batch(b, self._mesh))
+        batches = build.feed(self._config, self._drawn(rows), self._recipe)
+        feed = Feed(batches, lambda batch: dist.place_batch(batch, self._mesh))
         try:
             metrics, said = None, time.perf_counter()
             for i in range(self._plan.steps):
@@ -135,6 +138,6 @@ class _Job:
             feed.close()
         metrics = jax.device_get(metrics)
         if metrics["skipped"] or not np.isfinite(metrics["loss"]):
-            raise UsageError(f"fine-tuning diverged: {int(metrics['skipped'])} of {self._plan.steps} steps were not finite or "
-                             f"a hundred times too long, at a rate of {self.peak:g}; take a lower --finetune_lr")
+            raise UsageError(f"fine-tuning diverged: {int(metrics['skipped'])} of {self._plan.steps} steps were not finite "
+                             f"or a hundred times too long, at a rate of {self.peak:g}; take a lower --finetune_lr")
         return state, metrics

@@ -10,8 +10,8 @@ KEPT = "flip", "clip"  # the latter cuts what a crop of clip=False overshoots
 
 
 def light(views: Sequence, evaluation: Sequence) -> tuple:
-    """One view, as a recipe: the crops, flips and clips of the recipe's first view, at the size of the evaluation view and with its
-    pixel ops (normalisation).
+    """A recipe of one view: the crops, flips and clips of the first of `views`, at the size of the evaluation view and
+    with its pixel ops (normalisation).
 
     So a recipe that never flips or crops, as that of digits, leaves images as they are evaluated.
 

@@ -1,8 +1,8 @@
 """`python -m simclr_jax.evals --workdir=DIR`: what a finished or running run has learned, in tables and pictures; or, with
-`--from-dir=DIR --config=RECIPE`, a published net on the data of a recipe.
+`--from-dir=DIR --config=RECIPE`, what a published net makes of the data of a recipe.
 
-kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for runs with
-captions zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
+kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for nets
+with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
 """
 import time
 
@@ -14,9 +14,10 @@ from simclr_jax.names import near
 from simclr_jax.train import workdir as workdirs
 
 # labels: of each class, as shares, or all. "", and draws of 0: what LABELS and DRAWS have for the eval.
-OPTIONS = {"from-dir": ""} | dict(workdir="", evals="", labels="", draws=0, seed=0, knn="dino", protocol="lbfgs",
-               baselines="random_init,pixels", best=False, pictures=True, data="", split="", classes="", templates="",
-               search="", k=12, finetune_lr=0.0, finetune_epochs=0.0, finetune_batch=0)
+OPTIONS = {"from-dir": ""} | dict(
+    workdir="", evals="", labels="", draws=0, seed=0, knn="dino", protocol="lbfgs", baselines="random_init,pixels",
+    best=False, pictures=True, data="", split="", classes="", templates="", search="", k=12, finetune_lr=0.0,
+    finetune_epochs=0.0, finetune_batch=0)
 LABELS = {"knn": "1,5,10,50,all", "linear": "1,5,10,50,all", "finetune": "1%,10%,100%"}
 DRAWS = {"knn": 10, "linear": 10, "finetune": 3}
 
@@ -153,7 +154,7 @@ def _amount(text):
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--labels: {text!r}, wanted whole numbers, shares or all, as in --labels=1,5,10%,all") from None
+        raise UsageError(f"--labels: {text!r}, wanted whole numbers, shares or all, as in --labels=5,10%,all") from None
 
 
 def _one_of(flag, name, known):

@@ -36,8 +36,8 @@ def rows(labels: np.ndarray, fit: np.ndarray, wanted: int | str, *, draws: int =
 
     Args:
       labels: i[m], of all training examples; fit: as `holdout` gives it: the positions to draw from.
-      wanted: labels a class; or a share of all labels, "10%", which every class gives alike: at least one, and all it has
-        where that is less; or "all" training examples, then as a single draw.
+      wanted: labels a class; or a share of all labels, "10%", which every class gives alike: at least one, and all it
+        has where that is less; or "all" training examples, then as a single draw.
 
     Raises:
       UsageError: as `per_class` and `share`.
@@ -63,7 +63,8 @@ def share(text: str) -> float:
     except ValueError:
         percent = -1.0
     if not 0 < percent <= 80:
-        raise UsageError(f"labels: {text!r}, wanted a share above 0 and up to 80%, since a fifth is held out to choose by, or all")
+        raise UsageError(f"labels: {text!r}, wanted a share above 0 and up to 80% (a fifth is held out, to choose by), or "
+                         "all")
     return percent / 100
 
 

@@ -4,9 +4,9 @@ Same rules for every kind of feature, and the test set is used once, for the num
 
   val    a fixed stratified fifth of the training examples. It chooses l2 and nothing is fitted on it.
   n, n%  labels per class, or a share of all labels, every class alike: `draws` stratified draws from the other four
-         fifths. l2 is the strength of best mean accuracy on val over the draws (the stronger on a tie), one for each kind
-         of feature and each n. So the choice of this one number sees more labels than the classifiers do; with one label
-         a class nothing could be held out of the draw itself.
+         fifths. l2 is the strength of best mean accuracy on val over the draws (the stronger on a tie), one for each
+         kind of feature and each n. So the choice of this one number sees more labels than the classifiers do; with one
+         label a class nothing could be held out of the draw itself.
   "all"  l2 chosen by fitting on the four fifths, then fitted again on all training examples.
 
 kNN has nothing to choose: the same draws vote, or all training examples. The SGD protocol has no l2: likewise. Nor has

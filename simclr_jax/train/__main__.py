@@ -52,11 +52,12 @@ def _run(config, flags, workdir, alive):
         traced, rows = made.trace(), made.rows
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
         # A run that goes on has its weights.
-        places = load.resolve(config.load, config.init_from, list(config.nets)) if fresh else {}
+        places = load.resolve(config.load, config.init_from, list(config.nets), made.state.params) if fresh else {}
         loaded = load.read(places)
         if fresh and (random := set(config.method.get("locked", ())) - set(places)):
-            raise UsageError(f"config.method.locked names {sorted(random)[0]!r}, for which config.init_from={config.init_from} "
-                             f"has no weights; give them, as in --config.load.{sorted(random)[0]}=DIR:backbone")
+            raise UsageError(f"config.method.locked names {sorted(random)[0]!r}, for which "
+                             f"config.init_from={config.init_from} has no weights; give them, as in "
+                             f"--config.load.{sorted(random)[0]}=DIR:backbone")
         load.place(made.shapes(), loaded)
         evaluate = watch.make(config, method, process, tokenizer) if config.evals.every else None
         logs.check(config)

@@ -13,20 +13,23 @@ from simclr_jax.train.checkpoint import Checkpoints
 
 HEAD = "projection/"  # a tower may get a new one where the rest is loaded
 TOWERS = "backbone", "image", "text", "audio"  # roles of nets that look at data; others are heads on them
+SCALARS = "logit_scale", "logit_bias"  # parameters of losses, which come with a pair of towers
+BESIDE = "beside"  # below it an export directory keeps arrays that no net of ours has
 EXPORTED = "model.safetensors"  # beside a config.json: an export directory
 BLOCKS = re.compile(r"((?:.*/)?stack/)blocks/(.*)")  # of nets with scan=True: all blocks, stacked
 # Arguments of nets that do not change what weights mean, or that shapes tell.
 FREE = "axis", "bn", "drop_path", "dtype", "image", "init", "out", "out_bias", "remat", "scan", "mask_token"
 
 
-def resolve(wanted, init_from: str, roles) -> dict[str, str]:
+def resolve(wanted, init_from: str, roles, params=()) -> dict[str, str]:
     """{role: place}, as `read` takes them: those `wanted`, and for the other roles what `init_from` has for them.
 
     A role takes the weights of its own name; "image" those of "backbone" where that is the only tower there, and the
-    recipe has no backbone itself.
+    recipe has no backbone itself. Where the method's `params` hold `SCALARS`, they come along.
 
     Args:
-      wanted: {role: place or ""}; init_from: an export directory or the workdir of a run, or ""; roles: of the recipe.
+      wanted: {role: place or ""}; init_from: an export directory or the workdir of a run, or "".
+      roles: of the recipe's nets; params: the method's, by name.
 
     Raises:
       UsageError: neither of both, or no role in common.
@@ -34,15 +37,17 @@ def resolve(wanted, init_from: str, roles) -> dict[str, str]:
     given = {role: place for role, place in wanted.items() if place}
     if not init_from:
         return given
-    theirs = _roles(init_from)
+    held = _roles(init_from)
+    theirs = [role for role in held if role not in SCALARS]
     towers = [role for role in theirs if role in TOWERS]
     name = {role: role for role in roles if role in theirs}
     if "image" in roles and "backbone" not in roles and towers == ["backbone"]:
         name["image"] = "backbone"
     if not name:
         raise UsageError(f"config.init_from={init_from}: it has {', '.join(theirs)}, and the recipe's nets are "
-                         f"{', '.join(roles)}; load one role from another, as in --config.load.{next(iter(roles), 'backbone')}="
-                         f"{init_from}:{theirs[0]}")
+                         f"{', '.join(roles)}; load one role from another, as in "
+                         f"--config.load.{next(iter(roles), 'backbone')}={init_from}:{theirs[0]}")
+    name |= {scalar: scalar for scalar in SCALARS if scalar in held and scalar in params}
     return {role: f"{init_from}:{theirs}" for role, theirs in name.items()} | given
 
 
@@ -50,9 +55,9 @@ def read(wanted) -> dict[str, dict[str, np.ndarray]]:
     """The arrays for each role.
 
     Args:
-      wanted: {role: place}. A place is the workdir of a run, "WORKDIR" or "WORKDIR:ITS_ROLE", whose newest whole checkpoint
-        counts; an export directory, "DIR" or "DIR:ITS_ROLE"; or a .npz or .safetensors file. An empty place is passed
-        over.
+      wanted: {role: place}. A place is the workdir of a run, "WORKDIR" or "WORKDIR:ITS_ROLE", whose newest whole
+        checkpoint counts; an export directory, "DIR" or "DIR:ITS_ROLE"; or a .npz or .safetensors file. An empty place
+        is passed over.
 
     Returns:
       {role: {name: array}}, names as in a net's tree, such as "stem/conv/kernel"; batch statistics below "stats/".
@@ -82,7 +87,8 @@ def place(state, loaded):
             raise UsageError(f"{where}: the method has no net of that role; it has {', '.join(sorted(params))}")
         left = _apart(arrays)
         params[role] = _filled(params[role], left, "", where)
-        stats[role] = _filled(stats.get(role, {}), left, "stats/", where)
+        if role in stats:
+            stats[role] = _filled(stats[role], left, "stats/", where)
         if left:
             raise UsageError(f"{where}: {sorted(left)[0]!r} (and {len(left) - 1} more) is in no place of the net, whose arrays "
                              f"are named like {next(iter(stored.named(params[role])))!r}; make config.nets.{role} the net "
@@ -108,9 +114,9 @@ def report(places, nets) -> list[str]:
     fresh = [role for role in nets if role not in places]
     lines = ["weights: " + ", ".join(f"{role} from {place}" for role, place in places.items())
              + (f"; at random: {', '.join(fresh)}" if fresh else "")]
-    for role, place in places.items():
+    for role, place in ((role, place) for role, place in places.items() if role in nets):
         theirs, ours = _made_with(role, place), json.loads(json.dumps(dict(nets[role])))
-        differ = [f"{k}={theirs[k]!r}, here {ours[k]!r}" for k in ours if k in theirs and k not in FREE and theirs[k] != ours[k]]
+        differ = [f"{k}={theirs[k]!r}, here {x!r}" for k, x in ours.items() if k not in FREE and theirs.get(k, x) != x]
         if differ:
             lines.append(f"note: the weights for {role} are of a net with {'; '.join(differ)}: see config.nets.{role}")
     return lines
@@ -147,7 +153,8 @@ def _filled(tree, arrays, prefix, where):
     for name, leaf in stored.named(tree).items():
         new = _taken(arrays, prefix + name)
         if new is None and not name.startswith(HEAD):
-            raise UsageError(f"{where}: the weights have no {prefix + name!r} of shape {tuple(leaf.shape)}, which the net wants")
+            raise UsageError(f"{where}: the weights have no {prefix + name!r} of shape {tuple(leaf.shape)}, which the "
+                             "net wants")
         if new is not None and new.shape != leaf.shape:
             raise UsageError(f"{where}: {prefix + name} has shape {new.shape}, and the net wants {tuple(leaf.shape)}")
         kept = new is None or isinstance(leaf, jax.ShapeDtypeStruct)
@@ -180,8 +187,8 @@ def _read(role, place):
         return _checked(where, _safetensors, path / EXPORTED, part + "/")
     steps = Checkpoints(path / "checkpoints", writable=False)
     if not steps.steps():
-        raise UsageError(f"{where}: wanted the workdir of a run with a checkpoint, as in WORKDIR or WORKDIR:backbone, an export "
-                         "directory, or a .npz or .safetensors file")
+        raise UsageError(f"{where}: wanted the workdir of a run with a checkpoint, as in WORKDIR or WORKDIR:backbone, an "
+                         "export directory, or a .npz or .safetensors file")
     return _checkpoint(steps, part or role, where)
 
 
@@ -190,10 +197,11 @@ def _roles(place, where=""):
     path, where = epath.Path(place), where or f"config.init_from={place}"
     if (path / EXPORTED).exists():
         names = list(_checked(where, _header, path / EXPORTED))
-        return list(dict.fromkeys(name.split("/")[0] for name in names))
+        return [role for role in dict.fromkeys(name.split("/")[0] for name in names) if role != BESIDE]
     steps = Checkpoints(path / "checkpoints", writable=False)
     if not steps.steps():
-        raise UsageError(f"{where}: wanted an export directory (with {EXPORTED}), or the workdir of a run with a checkpoint")
+        raise UsageError(f"{where}: wanted an export directory (with {EXPORTED}), or the workdir of a run with a "
+                         "checkpoint")
     record = _checked(where, stored.record, steps.directory / str(steps.steps()[-1]))
     return list(dict.fromkeys(name.split("/")[1] for name, *_ in record["leaves"] if name.startswith("params/")))
 
@@ -221,14 +229,15 @@ def _npz(path):
 
 
 def _safetensors(path, prefix=""):
-    """{name without the prefix: array} of those that have it."""
+    """{name without the prefix: array} of those that have it; "": the one array that is called so without the slash."""
     import safetensors
     import safetensors.numpy
     if "://" in str(path):
         arrays = safetensors.numpy.load(path.read_bytes())
-        return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+        return {(name + "/").removeprefix(prefix)[:-1]: x for name, x in arrays.items() if (name + "/").startswith(prefix)}
     with safetensors.safe_open(str(path), framework="np") as f:
-        return {name.removeprefix(prefix): f.get_tensor(name) for name in f.keys() if name.startswith(prefix)}
+        return {(name + "/").removeprefix(prefix)[:-1]: f.get_tensor(name) for name in f.keys()
+                if (name + "/").startswith(prefix)}
 
 
 def _header(path):
@@ -256,7 +265,7 @@ def _step(directory, role):
     leaves = stored.record(directory)["leaves"]
     renamed = {f"params/{role}/": "", f"extra/stats/{role}/": "stats/"}
     names = {name: new + name.removeprefix(old) for name, *_ in leaves for old, new in renamed.items()
-             if name.startswith(old)}
+             if name.startswith(old)} | {name: "" for name, *_ in leaves if name == f"params/{role}"}
     if not names:
         raise KeyError(", ".join(sorted({name.split("/")[1] for name, *_ in leaves if name.startswith("params/")})))
     wanted = {name: np.broadcast_to(np.zeros((), dtype), shape) for name, dtype, shape, _ in leaves if name in names}

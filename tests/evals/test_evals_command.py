@@ -72,7 +72,7 @@ def test_a_pretrained_net_tuned_on_a_hundredth_of_the_labels_beats_an_untrained_
     (["--labels=5,many"], "'many', wanted whole numbers, shares or all"),
     (["--labels=95%"], "'95%', wanted a share above 0 and up to 80%"),
     (["--evals=finetune", "--finetune_lr=-1"], "wanted numbers above 0"),
-    (["--evals=finetune", "--labels=1", "--finetune_lr=1e30", "--finetune_epochs=10"], "fine-tuning diverged: .* a lower --finetune_lr"),
+    (["--evals=finetune", "--labels=1", "--finetune_lr=1e30", "--finetune_epochs=10"], "diverged: .* a lower --finetune_lr"),
     (["--from-dir=DIR"], "no --config given"),
     (["--protocol=lbgfs"], "lbgfs"),
     (["--baselines=pixel"], "--baselines=pixel; did you mean 'pixels'"),

@@ -39,7 +39,8 @@ def test_crops_and_flips_are_kept_of_a_recipe_and_nothing_else(recipe, want):
 
 def test_views_come_at_the_size_and_with_the_normalisation_of_evaluation():
     config = configs.load(f"{ROOT}/configs/simclr_folder.py")
-    other = (("resize", dict(size=70, shorter=True)), ("center_crop", dict(size=56)), ("normalize", dict(mean=(.5,) * 3, std=(.2,) * 3)))
+    other = (("resize", dict(size=70, shorter=True)), ("center_crop", dict(size=56)),
+             ("normalize", dict(mean=(0.5,) * 3, std=(0.2,) * 3)))
     [view] = augment.light(config.augment.views, other)
     assert view[0][0] == "random_resized_crop" and view[0][1]["size"] == 56 and view[-1] == other[-1]
     [view] = augment.light([[*other[:2]]], [("resize", dict(size=24))])
@@ -87,10 +88,8 @@ def test_all_of_the_net_learns_and_from_the_training_split_alone(small, capsys):
     [record] = tuning.run(config, {"tiny": weights}, ["all"], step=7, draws=3, seed=0, lr=0.5, epochs=10.0, batch=8)
     # The test split names each picture by the other's class: had any of it been trained on, some would be right.
     assert record["accuracy"] == 0.0 and record["chance"] == 0.5
-    assert {k: record[k] for k in ("eval", "features", "labels_per_class", "share", "n_train", "n_test", "step", "steps", "batch",
-                                   "optimiser", "draws", "epochs")} == dict(
-        eval="finetune", features="tiny", labels_per_class="all", share=1.0, n_train=24, n_test=24, step=7, steps=30, batch=8,
-        optimiser="sgd", draws=1, epochs=10.0)
+    assert record | dict(eval="finetune", features="tiny", labels_per_class="all", share=1.0, n_train=24, n_test=24, step=7,
+                         steps=30, batch=8, optimiser="sgd", draws=1, epochs=10.0) == record
     [(params, extra)] = states
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), (weights.params, weights.stats),
                          (params["backbone"], extra["stats"]["backbone"]))

@@ -106,7 +106,7 @@ def export(directory, **nets):
     """An export directory: {role: {name: array}} as config.json and model.safetensors."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps({"nets": {role: {"name": "convnet", "width": 1} for role in nets}}))
-    save_file({f"{role}/{name}": np.ascontiguousarray(x) for role, arrays in nets.items() for name, x in arrays.items()},
+    save_file({f"{role}/{name}".removesuffix("/"): np.array(x) for role, of in nets.items() for name, x in of.items()},
               directory / "model.safetensors")
     return str(directory)
 
@@ -143,6 +143,22 @@ def test_init_from_gives_the_roles_that_both_have(simclr, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_pair_brings_its_temperature(tmp_path):
+    w = {"kernel": np.ones((1, 1), np.float32)}
+    pair = export(tmp_path / "pair", image=w, text=w, logit_scale={"": np.float32(3.5)}, beside={"head": np.zeros(1)})
+    assert load.resolve({}, pair, ["image"]).keys() == {"image"}  # a method without one
+    places = load.resolve({}, pair, ["image", "text"], {"image": 0, "logit_scale": 0})
+    assert places == {role: f"{pair}:{role}" for role in ("image", "text", "logit_scale")}
+    net = {"kernel": jnp.zeros((1, 1))}
+    params, stats = {"image": net, "text": net, "logit_scale": jnp.float32(0)}, {"image": {}, "text": {}}
+    state = TrainState(0, params, (), {"stats": stats}, ())
+    made = load.place(state, load.read(places))
+    assert float(made.params["logit_scale"]) == 3.5 and float(made.params["text"]["kernel"][0, 0]) == 1
+    assert jax.tree.structure(made) == jax.tree.structure(state)
+    with pytest.raises(UsageError, match="it has image, text, and the recipe's nets are backbone"):
+        load.resolve({}, pair, ["backbone"], {"logit_scale": 0})
+
+
 def test_the_log_says_what_starts_where_and_what_net_the_weights_are_of(tmp_path):
     one = export(tmp_path / "one", backbone={"kernel": np.ones((1, 1), np.float32)})
     nets = {"backbone": {"name": "convnet", "width": 2, "dtype": "bfloat16"}, "projector": {"name": "mlp"}}
@@ -175,8 +191,11 @@ def test_blocks_that_are_stacked_or_not_are_one_net():
         got = stored.named(load.place(state, {"image": weights}).params["image"])
         flat, stacked = (got, weights) if theirs else (weights, got)
         for name, x in stacked.items():
-            parts = [flat[name.replace("blocks", f"block{i + 1}")] for i in range(3)] if ours != theirs and "blocks" in name else None
-            np.testing.assert_array_equal(np.stack(parts) if parts else flat[name], x)
+            if ours != theirs and "blocks" in name:
+                parts = np.stack([flat[name.replace("blocks", f"block{i + 1}")] for i in range(3)])
+            else:
+                parts = flat[name]
+            np.testing.assert_array_equal(parts, x)
     shallow = {n: np.asarray(w[:2] if "/blocks/" in n else w) for n, w in stored.named(first[True]).items()}
     with pytest.raises(UsageError, match=r"stack/blocks/.* has shape \(2, .*\), and the net wants \(3, "):
         load.place(TrainState(0, {"image": first[True]}, (), {"stats": {}}, ()), {"image": shallow})
