@@ -118,7 +118,7 @@ def report(places, nets) -> list[str]:
         theirs, ours = _made_with(role, place), json.loads(json.dumps(dict(nets[role])))
         differ = [f"{k}={theirs[k]!r}, here {x!r}" for k, x in ours.items() if k not in FREE and theirs.get(k, x) != x]
         if differ:
-            lines.append(f"note: the weights for {role} are of a net with {'; '.join(differ)}: see config.nets.{role}")
+            lines.append(f"warning: the weights for {role} are of a net with {'; '.join(differ)}: see config.nets.{role}")
     return lines
 
 

@@ -164,7 +164,7 @@ def test_the_log_says_what_starts_where_and_what_net_the_weights_are_of(tmp_path
     nets = {"backbone": {"name": "convnet", "width": 2, "dtype": "bfloat16"}, "projector": {"name": "mlp"}}
     lines = load.report({"backbone": one}, nets)
     assert lines[0] == f"weights: backbone from {one}; at random: projector"
-    assert lines[1:] == ["note: the weights for backbone are of a net with width=1, here 2: see config.nets.backbone"]
+    assert lines[1:] == ["warning: the weights for backbone are of a net with width=1, here 2: see config.nets.backbone"]
     assert load.report({}, nets) == []
 
 
