@@ -195,11 +195,11 @@ def _run(config, source, recipe, mesh, tokenizer, step, state, where, workers, s
     feed = Feed(build.feed(own, source, recipe, where=where, tokenizer=tokenizer), lambda b: dist.place_batch(b, mesh))
     try:
         for _ in range(3):  # compiles, and uses what was made ahead meanwhile
-            state, metrics = step(state, next(feed))
+            state, metrics = step(state, feed.next())
         jax.block_until_ready(metrics)
         waited, start, done = feed.waited, time.perf_counter(), 0
         while done < 3 or time.perf_counter() - start < seconds:
-            previous, (state, metrics) = metrics, step(state, next(feed))
+            previous, (state, metrics) = metrics, step(state, feed.next())
             jax.block_until_ready(previous)
             done += 1
         jax.block_until_ready(metrics)

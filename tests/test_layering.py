@@ -23,7 +23,8 @@ MAY = {
     "data": set(),
     "augment": {"types"},
     "evals": {"types"},
-    "export": {"types", "dist"},
+    "export": {"types", "nets"},
+    "trained": {"build", "config", "export", "train"},
     "train": {"types", "dist"},
 }
 

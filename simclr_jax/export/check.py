@@ -1,0 +1,128 @@
+"""Whether what was written is the net it was written from: the same pixels through both libraries."""
+import importlib
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from simclr_jax.errors import UsageError
+from simclr_jax.export import layout, model as models
+from simclr_jax.export.found import Package, side
+
+TOLERANCE = 1e-4  # of the largest absolute value of an output, or of 1
+
+
+class Difference(NamedTuple):
+    """Of one layer's output, or of a tower's ("image", "text")."""
+
+    role: str
+    layer: str
+    largest: float  # absolute
+    scale: float  # the largest absolute value of ours
+
+    @property
+    def relative(self) -> float:
+        return self.largest / max(1.0, self.scale)
+
+
+def library(package: Package) -> str:
+    """The libraries that a package needs and that are not here; "" if all are."""
+    wanted = {m for line in package.lines for m in re.findall(r"^(?:import|from) ([\w., ]+?)(?= import|$)", line)}
+    names = sorted({n.strip().split(".")[0] for w in wanted for n in w.split(",")} | {"torch"})
+    missing = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    return ", ".join(missing)
+
+
+def same_bytes(package: Package, written, model) -> None:
+    """Reads the weights back by the same table and holds each to what was written.
+
+    Raises:
+      UsageError: an array that is another.
+    """
+    back, _ = layout.ours(package.layout, written, "what was written")
+    for name, tensor in back.items():
+        if not np.array_equal(tensor.read(), model.weights[name].read().astype(np.float32), equal_nan=False):
+            raise UsageError(f"export: {name} did not come back as it was written; this is a defect of its layout")
+
+
+def differences(package: Package, folder, model, rows: int = 2) -> list[Difference]:
+    """Runs `rows` random inputs through the library's net and ours, layer by layer.
+
+    Raises:
+      UsageError: the library does not open what was written.
+    """
+    import torch
+    mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image))
+    random = np.random.default_rng(0)
+    size = side(model.image)
+    images = (pictures(rows, size, random) - mean) / std
+    inputs = {"image": images}
+    if "text" in model.nets:
+        inputs["text"] = ids(model.nets["text"], rows, random)
+    scope = {"pixels": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+             "tokens": torch.from_numpy(inputs["text"].astype(np.int64)) if "text" in inputs else None}
+    try:
+        exec("\n".join(package.lines).format(dir=folder), scope)
+    except Exception as e:
+        raise UsageError(f"export: the library does not open what was written: {type(e).__name__}: {' '.join(str(e).split())[:300]}") from None
+    kept = {}
+    for role, ours, theirs in package.layers:
+        module = scope["model"].get_submodule(theirs)
+        module.register_forward_hook(lambda m, i, o, key=(role, ours): kept.setdefault(key, o[0] if isinstance(o, tuple) else o))
+    with torch.no_grad():
+        exec("\n".join(package.call).replace("{{", "{").replace("}}", "}"), scope)
+    out = []
+    for role in model.nets:
+        modality = models.MODALITIES.get(role, role)
+        if modality not in inputs:
+            continue
+        net, (params, stats) = models.build(model.nets[role]), models.tree(model, role)
+        wanted = [ours for r, ours, _ in package.layers if r == role]
+        if wanted:
+            layers = jax.jit(lambda p, s, x: net.layers(p, s, x, wanted))(params, stats, inputs[modality])
+            for name in wanted:
+                out.append(_difference(role, name, np.asarray(layers[name]), kept[role, name].numpy()))
+        ours = jax.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])(params, stats, inputs[modality])
+        out.append(_difference(role, "output", np.asarray(ours), scope["out"][modality].numpy()))
+    return out
+
+
+def pictures(rows: int, size: int, random) -> np.ndarray:
+    """f32[rows,size,size,3] in [0, 1]: patches of colour with some noise.
+
+    Of noise alone a deep net makes rows that hardly differ, which batch statistics blow up together with the rounding.
+    """
+    cells = random.random((rows, 4, 4, 3), np.float32)
+    at = np.arange(size) * 4 // size
+    return 0.8 * cells[:, at][:, :, at] + 0.2 * random.random((rows, size, size, 3), np.float32)
+
+
+def hold(found: list[Difference], tolerance: float = TOLERANCE) -> None:
+    """Raises UsageError if a difference is above the tolerance or no number; the first layer is named."""
+    for d in found:
+        if not d.relative <= tolerance:
+            raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), more than {tolerance:.0e} "
+                             "of it; nothing was written")
+
+
+def ids(net, rows, random):
+    """i32[rows,length] of texts that end with the end token, if there is one."""
+    eot = net.get("eot", -1) if net.get("pool") == "eot" else net["vocab"] - 1
+    ids = random.integers(3 if net["vocab"] > 8 else 0, net["vocab"] - 1, (rows, net["length"]), dtype=np.int32)
+    ids[ids == eot] = 3
+    ids[:, -1] = eot if eot >= 0 else ids[:, -1]
+    return ids
+
+
+def _difference(role, layer, ours, theirs):
+    if ours.ndim == 4 and ours.shape != theirs.shape:
+        theirs = theirs.transpose(0, 2, 3, 1)
+    if ours.shape != theirs.shape:
+        raise UsageError(f"export: {role}/{layer} has shape {ours.shape} here and {theirs.shape} there; nothing was written")
+    return Difference(role, layer, float(np.max(np.abs(ours - theirs))), float(np.max(np.abs(ours))))

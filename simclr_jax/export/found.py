@@ -1,0 +1,107 @@
+"""What layouts say of files, and of what they write."""
+from typing import NamedTuple
+
+from simclr_jax.errors import UsageError
+from simclr_jax.export.layout import Layout
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+HALVES = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+
+
+class Found(NamedTuple):
+    """The nets that a file of weights is of. As in `model.Model`; layout: the rows that read it."""
+
+    nets: dict
+    layout: Layout
+    image: dict = {}
+    text: dict = {}
+
+
+class Package(NamedTuple):
+    """What a library opens.
+
+    Attributes:
+      layout: how the arrays are written.
+      weights: name of the file of weights.
+      files: {name: text} beside it.
+      lines: Python that makes `model` of it, in evaluation mode, with strict loading; {dir} stands for the directory.
+      call: Python that makes `out`, {name: tensor}, of `model` and of `pixels` f32[b,3,H,W] and `tokens` i64[b,L], as far as
+        there are such towers; names are modalities.
+      layers: (role, our module, their module) whose outputs are the same array but for the order of its axes.
+      left: patterns of our arrays that the library has no place for, and features do not need.
+    """
+
+    layout: Layout
+    weights: str
+    files: dict
+    lines: tuple[str, ...]
+    call: tuple[str, ...]
+    layers: tuple[tuple[str, str, str], ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def view(size: int, *, mean, std, crop: float = 1.0, method: str = "bicubic", squash: bool = False) -> dict:
+    """{"eval": ...} of a picture whose shorter side becomes size / crop, whose middle is cut out, and that is normalised.
+
+    squash: the whole picture becomes size x size, whatever its shape.
+    """
+    way = dict(method="bilinear") if method == "bilinear" else {}
+    to = int(size / crop)
+    cut = [] if squash else [["center_crop", dict(size=size)]]
+    return {"eval": [["resize", dict(size=size if squash else to, shorter=not squash, antialias=True, **way)], *cut,
+                     ["normalize", dict(mean=tuple(mean), std=tuple(std))]]}
+
+
+def side(image: dict) -> int:
+    """The side of a prepared picture, in pixels."""
+    return [kwargs["size"] for _, kwargs in image["eval"] if kwargs.get("size")][-1]
+
+
+def crop(image: dict) -> float:
+    """The share of the shorter side that is seen of a picture; 1 where pictures are squeezed."""
+    share = 1.0
+    for op, kwargs in image["eval"]:
+        if op == "center_crop":
+            share *= kwargs.get("proportion") or 1.0
+    resized = [kwargs["size"] for op, kwargs in image["eval"] if op == "resize" and kwargs.get("shorter")]
+    return share * (side(image) / resized[-1] if resized else 1.0)
+
+
+def method(image: dict) -> str:
+    """How pictures are resized, "bicubic" or "bilinear"."""
+    return next((kwargs.get("method", "bicubic") for op, kwargs in image["eval"] if op == "resize"), "bicubic")
+
+
+def squashed(image: dict) -> bool:
+    """Whether a whole picture becomes a square, whatever its shape."""
+    return all(op == "normalize" or op == "resize" and not kwargs.get("shorter") for op, kwargs in image["eval"])
+
+
+def moments(image: dict) -> dict:
+    """{"mean", "std"} that a prepared picture is normalised by, of three channels in [0, 1]."""
+    op, kwargs = image["eval"][-1]
+    return dict(mean=tuple(kwargs["mean"]), std=tuple(kwargs["std"])) if op == "normalize" else dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def only(nets: dict, target: str, *names: str) -> str:
+    """The role of the one image tower of `nets`, if it is one of `names`.
+
+    Raises:
+      UsageError: there is none, or it is another net.
+    """
+    role = "backbone" if "backbone" in nets else "image"
+    if role not in nets or nets[role]["name"] not in names:
+        has = ", ".join(f"{r}={n['name']}" for r, n in nets.items())
+        raise UsageError(f"--to={target} writes a net {' or '.join(names)} for images; this run has {has}; take another "
+                         "target (--to=flax and --to=stablehlo take every net)")
+    return role
+
+
+def refuse(target: str, net: dict, **wanted) -> None:
+    """Raises UsageError if a net has an argument that is none of those that the target can have."""
+    for key, values in wanted.items():
+        values = values if isinstance(values, tuple) else (values,)
+        if key in net and net[key] not in values:
+            raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net for; wanted "
+                             f"{' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take every net)")
