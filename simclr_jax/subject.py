@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import augment, build, config as configs, data, dist, names
 from simclr_jax.errors import UsageError
+from simclr_jax.export import model as models
 from simclr_jax.train.checkpoint import Checkpoints
 from simclr_jax.train.state import init_state
 from simclr_jax.types import Method
@@ -49,16 +50,17 @@ def of_run(config, saved: dict, workdir, *, best: bool) -> Subject:
     return Subject(config, method, tokenizer, config.method.name, states)
 
 
-def of_directory(config, directory: str) -> Subject:
+def of_directory(config, directory: str, *, texts: bool) -> Subject:
     """An export directory.
 
     Args:
-      config: a recipe, of which the data and the settings of evaluations count, and the views for fine-tuning.
+      config: a recipe, of which the data and the settings of evaluations count, the views for fine-tuning, and of a
+        tokenizer of the same name what the directory cannot know (a path).
+      texts: whether texts are looked at, so that there must be a tokenizer.
 
     Raises:
       UsageError: the directory is none, or holds no net for images.
     """
-    from simclr_jax.export import model as models
     path = epath.Path(directory).expanduser()
     model = models.read(str(path))
     image = next((role for role in ("backbone", "image") if role in model.nets), None)
@@ -68,6 +70,8 @@ def of_directory(config, directory: str) -> Subject:
     config = config.copy_and_resolve_references().unlock()
     config.nets = ConfigDict({role: {k: v for k, v in model.nets[role].items() if k != "remat"}
                               for role in (image, "text") if role in model.nets})
+    same = config.text and config.text.name == model.text.get("name")
+    path_of = {"path": config.text.path} if same and config.text.get("path") else {}
     config.augment.eval, config.text, config.remat = model.image["eval"], ConfigDict(), False
     config = configs.fill(config)
     nets = build.nets(config, axis=None)
@@ -81,9 +85,7 @@ def of_directory(config, directory: str) -> Subject:
     def states():
         params, stats = {}, {}
         for role in nets:
-            arrays = {n.removeprefix(role + "/"): t for n, t in model.weights.items() if n.startswith(role + "/")}
-            params[role] = _tree({n: t for n, t in arrays.items() if not n.startswith("stats/")})
-            stats[role] = _tree({n.removeprefix("stats/"): t for n, t in arrays.items() if n.startswith("stats/")})
+            params[role], stats[role] = models.tree(model, role)
 
         def first():
             view = augment.build_eval(config.augment.eval)
@@ -92,23 +94,11 @@ def of_directory(config, directory: str) -> Subject:
             return {image: fresh}, {"stats": {image: its_stats}}
         return int(model.meta.get("step", 0)), jax.device_put((params, {"stats": stats})), first
     tokenizer = None
-    if model.text and "text" in nets:
-        tokenizer = names.make("data.tokenizers", model.text, captions=_none, file=str(path / "tokenizer.json"))
+    if texts and model.text and "text" in nets:
+        tokenizer = names.make("data.tokenizers", model.text | path_of, captions=_none, file=str(path / "tokenizer.json"))
     return Subject(config, Method(None, None, None, embed), tokenizer, path.name, states)
 
 
 def _none():
-    raise UsageError("--from-dir: there is no tokenizer.json in it, which a tokenizer of a run's own captions is kept in; "
-                     "put it there, or leave out what needs texts by --evals=knn,linear")
-
-
-def _tree(tensors):
-    """Nested dicts of arrays, of {"path/leaf": Tensor}."""
-    tree = {}
-    for name, tensor in tensors.items():
-        *path, last = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = np.asarray(tensor.read())
-    return tree
+    raise UsageError("--from-dir: there is no tokenizer.json in it, in which the tokenizer of a run's own captions is kept; "
+                     "put it there, or leave out what needs texts, as in --evals=knn,linear")

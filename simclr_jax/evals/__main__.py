@@ -47,8 +47,11 @@ def main(argv: list[str]) -> None:
     build.start_devices(build.cpu_devices(config))
     start = time.perf_counter()
 
-    it = (subject.of_run(config, saved, workdir, best=flags["best"]) if recipe is None else
-          subject.of_directory(config, flags["from-dir"]))
+    if recipe is None:
+        it = subject.of_run(config, saved, workdir, best=flags["best"])
+    else:
+        texts = not flags["evals"] or flags["search"] or set(pairs.EVALS) & set(flags["evals"].split(","))
+        it = subject.of_directory(config, flags["from-dir"], texts=bool(texts))
     config, method, tokenizer = it.config, it.method, it.tokenizer
     names = list(filter(None, flags["evals"].split(","))) or _suited(config, tokenizer, flags)
     for name in names:
