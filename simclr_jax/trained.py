@@ -105,19 +105,11 @@ def _tokenizer(config, workdir):
 
 
 def _by_teacher(config, tokenizer) -> bool:
-    """Whether the method embeds by its teacher: whether it can do without one."""
+    """Whether the method embeds by its teacher."""
     method = build.method(config, axis=None, examples=config.batch, tokenizer=tokenizer)
     rows = build.rows(config, build.recipe(config), tokenizer)
     params, extra = jax.eval_shape(method.init, jax.random.key(0), rows)
-    image = jax.ShapeDtypeStruct((1, *rows["views"].shape[2:]), np.float32)
-    without = {k: v for k, v in extra.items() if k != "teacher"}
-    try:
-        jax.eval_shape(lambda p, e, x: method.embed(p, e, {"image": x}), params, without, image)
-        return False
-    except KeyError as e:
-        if e.args != ("teacher",):
-            raise
-        return True
+    return "teacher" in extra and method.weights(params, extra)[0] is extra["teacher"]["params"]
 
 
 def _evals(workdir) -> list:
