@@ -16,7 +16,7 @@ from simclr_jax.nets import posemb
 from simclr_jax.nets.vit import GATED, SIZES
 
 GELUS = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-BESIDE = (r"head\..*",)
+BESIDE = (r"head\.(weight|bias)",)
 
 
 def read(weights, config: dict, where: str) -> Found:
@@ -32,11 +32,12 @@ def read(weights, config: dict, where: str) -> Found:
     if "patch_embed.proj.weight" not in weights:
         raise UsageError(f"{where}: neither a ResNet nor a vision transformer of timm: it has no conv1.weight and no "
                          "patch_embed.proj.weight")
-    net = _vit(weights, {**config, **config.get("model_args", {})}, where)
+    net = vit(weights, {**config, **config.get("model_args", {})}, where)
     return Found({"backbone": net}, layout("backbone", net), found.view(net["image"], **pixels))
 
 
-def _vit(weights, args, where):
+def vit(weights, args, where):
+    """The nets/vit of a state dict; args: of its constructor, as far as they are known."""
     shape = lambda name: weights[name].shape
     width, _, patch, _ = shape("patch_embed.proj.weight")
     depth, mlp = rows.count(weights, r"blocks\.(\d+)\."), shape("blocks.0.mlp.fc2.weight")[1]
@@ -146,6 +147,7 @@ def package(model) -> Package:
 
 
 def _resnet(net, role):
+    found.refuse("timm", net, layout=torch_resnet.LAYOUTS)
     channels = torch_resnet.widths(net)[1:]
     args = dict(num_classes=0) | ({} if channels == (64, 128, 256, 512) else dict(channels=channels))
     return f"resnet{net['depth']}", args, torch_resnet.layout(role, net), torch_resnet.exchanged(net)

@@ -167,11 +167,11 @@ def test_init_is_jittable_and_reads_only_the_shape():
 
 
 @pytest.mark.parametrize("spec, message", [
-    (dict(name="resnet", depth=20), "depth=20, wanted one of 18, 34, 50, 101, 152"),
+    (dict(name="resnet", depth=20), "depth=20, wanted one of 18, 34, 50, 101, 152, 200"),
     (dict(name="resnet", width=0.3), "width=0.3, wanted a factor"),
     (dict(name="resnet", width=0), "width=0, wanted a factor"),
     (dict(name="resnet", stem="cifar10"), "stem='cifar10', wanted imagenet or cifar"),
-    (dict(name="resnet", layout="keras"), "layout='keras', wanted simclr or torch"),
+    (dict(name="resnet", layout="keras"), "layout='keras', wanted simclr, torch or haiku"),
     (dict(name="resnet", dtype="float16"), "dtype='float16', wanted float32 or bfloat16"),
     (dict(name="resnet", bn="sync"), "nets/resnet: bn='sync', wanted"),
     (dict(name="mlp", layers=4), "layers=4, wanted 1, 2 or 3"),
