@@ -75,6 +75,8 @@ def write(flags) -> None:
     else:
         model = models.read(flags["from-dir"])
     model = model._replace(nets={role: _filled(net) for role, net in model.nets.items()})
+    if flags["to"] != "flax":
+        model = _towers(model)
     if flags["to"] == "flax":
         models.write(flags["out"], model)
         print(f"{len(model.weights)} arrays: {flags['out']}")
@@ -126,6 +128,13 @@ def _config(place) -> dict:
                 raise UsageError(f"{folder / name} is no JSON ({e})") from None
             out |= {"preprocessor": held} if name == "preprocessor_config.json" else held
     return out
+
+
+def _towers(model):
+    """A model without its projectors and predictors, which no other library has a place for."""
+    heads = tuple(f"{role}/" for role in model.nets if role not in trained.TOWERS)
+    return model._replace(nets={role: net for role, net in model.nets.items() if role in trained.TOWERS},
+                          weights={name: t for name, t in model.weights.items() if not name.startswith(heads)})
 
 
 def _filled(net) -> dict:
