@@ -34,13 +34,13 @@ def features(config, embed, multiple: int, *, split: str, limit: int = 0, proces
 
 
 def of_files(root, files, ops, embed, multiple: int, *, batch: int = ROWS):
-    """Features of image files as evaluation sees them: (f32[m,D], i64[m]), m of the n files, and which of them; in order.
+    """Features of image files as evaluation sees them: (f32[m,D], i64[m]), those of m of the files, and of which.
 
     Those that cannot be read are left out; (f32[0,0], i64[0]) if none can.
 
     Args:
-      root: the folder that the names `files` are relative to; ops: the view, as in config.augment.eval; embed, multiple: as
-        in `features`; batch: images embedded at once, rounded up to a multiple.
+      root: the folder that the names `files` are relative to; ops: the view, as in config.augment.eval; embed,
+        multiple: as in `features`; batch: images embedded at once, rounded up to a multiple.
     """
     from simclr_jax.evals.features import extract
     view, ids = augment.build_eval(ops), []

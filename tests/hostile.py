@@ -9,7 +9,7 @@ from simclr_jax.export import files
 
 @pytest.fixture
 def refuse(tmp_path, monkeypatch):
-    """Reads a file, all of it, and holds the refusal to one line; no payload has made its canary, and no file another."""
+    """Reads all of a file, and holds the refusal to one line that names it; no canary, no other file has been made."""
     monkeypatch.chdir(tmp_path)
 
     def check(path, match, then=lambda tensors: [t.read() for t in tensors.values()]):
@@ -17,7 +17,8 @@ def refuse(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=match) as refused:
             then(files.read(path))
         said = str(refused.value)
-        assert os.path.basename(path).split(":")[0] in said and "\n" not in said and said.isprintable() and len(said) < 700, said
+        assert os.path.basename(path).split(":")[0] in said, said
+        assert "\n" not in said and said.isprintable() and len(said) < 700, said
         assert sorted(tmp_path.rglob("*")) == before and not (tmp_path / "canary").exists()
     return check
 

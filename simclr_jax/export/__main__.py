@@ -11,9 +11,10 @@ import re
 
 from etils import epath
 
-from simclr_jax import config as configs, names, trained
+from simclr_jax import config as configs, embed, names, trained
+from simclr_jax.data.sources import folder
 from simclr_jax.errors import UsageError
-from simclr_jax.export import card, check, files, layout, model as models, stablehlo, write as writing
+from simclr_jax.export import card, check, features, files, layout, model as models, stablehlo, write as writing
 from simclr_jax.life import command
 from simclr_jax.names import near
 
@@ -27,12 +28,28 @@ OPTIONS = {"workdir": "", "from-dir": "", "to": "", "out": "", "from": "", "weig
 def main(argv: list[str]) -> None:
     flags = configs.options(argv, **OPTIONS)
     if flags["features"]:
-        from simclr_jax.export import features
-        features.command(flags)
+        embed_folder(flags)
     elif flags["from"]:
         read(flags)
     else:
         write(flags)
+
+
+def embed_folder(flags) -> None:
+    """A folder's pictures as an array of embeddings."""
+    for flag in ("from-dir", "images", "out"):
+        if not flags[flag]:
+            raise UsageError(f"--features needs --{flag}; as in --features --from-dir=DIR --images=PICTURES --out=features.npz")
+    if flags["batch"] < 1:
+        raise UsageError(f"--batch={flags['batch']}, wanted at least 1")
+    paths, _ = folder.images(flags["images"])
+    model = models.read(flags["from-dir"])
+    apply, params = models.embedder(model)
+    view = [op for op in model.image["eval"] if op[0] != "normalize"]  # which `apply` does itself
+    features.write(flags["out"], paths,
+                   lambda part: embed.of_files(flags["images"], part, view, lambda x: apply(params, image=x)["image"], 1,
+                                               batch=flags["batch"]),
+                   features.identity(flags["from-dir"], flags["images"], paths))
 
 
 def read(flags) -> None:

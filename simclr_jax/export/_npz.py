@@ -29,11 +29,14 @@ def read(path: Path) -> dict[str, Tensor]:
                 shape, fortran, kind, start = _header(f, name)
             size = math.prod(shape) * kind.itemsize
             if start + size != info.file_size:
-                raise Refused(f"{shown(name)} is {kind}{list(shape)} by its header, and has {info.file_size - start} bytes")
+                raise Refused(f"{shown(name)} is {kind}{list(shape)} by its header, and has "
+                              f"{info.file_size - start} bytes")
             total += size
-            tensors[name] = Tensor(shape, kind.newbyteorder("="), _reader(path, info.filename, start, shape, fortran, kind))
+            load = _reader(path, info.filename, start, shape, fortran, kind)
+            tensors[name] = Tensor(shape, kind.newbyteorder("="), load)
     if total > RATIO * path.stat().st_size + 64 * 2**20:
-        raise Refused(f"it unpacks to {total} bytes, more than {RATIO} times its size", "no weights compress like that: do not use it")
+        raise Refused(f"it unpacks to {total} bytes, more than {RATIO} times its size",
+                      "no weights compress like that: do not use it")
     return tensors
 
 

@@ -30,7 +30,8 @@ class Array:
     def fill(self, shape, dtype, fortran, data):
         if type(shape) is int:
             shape = (shape,)
-        if type(shape) is not tuple or any(type(n) is not int or not 0 <= n < DIMENSION for n in shape) or len(shape) > 32:
+        whole = type(shape) is tuple and all(type(n) is int and 0 <= n < DIMENSION for n in shape)
+        if not whole or len(shape) > 32:
             raise Refused("an array of no possible shape")
         if type(dtype) is not DType:
             raise Refused("an array of a type that holds objects")

@@ -1,7 +1,8 @@
-"""Safetensors: a header of JSON, then the arrays' bytes end to end (github.com/huggingface/safetensors, README "Format").
+"""Safetensors: a header of JSON, then the arrays' bytes end to end (github.com/huggingface/safetensors, README).
 
 Parsed here and not by the library, whose NumPy side knows no bfloat16 and names no file when it refuses one. What it
-refuses is refused here too: a header that is too long or not whole, offsets that overlap, leave a hole or go past the end.
+refuses is refused here too: a header that is too long or not whole, offsets that overlap, leave a hole or go past the
+end.
 """
 import json
 import math
@@ -63,8 +64,10 @@ def directory(path: Path) -> dict[str, Tensor]:
         if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
             raise Refused("it has no weight_map of tensors to files")
         for file in names.values():
-            if file != os.path.basename(file) or "\\" in file or not file.endswith(".safetensors") or not file.isprintable():
-                raise Refused(f"its weight_map names {shown(file)}, which is no file of this directory", "do not use it")
+            plain = file == os.path.basename(file) and "\\" not in file and file.isprintable()
+            if not plain or not file.endswith(".safetensors"):
+                raise Refused(f"its weight_map names {shown(file)}, which is no file of this directory",
+                              "do not use it")
     tensors = {}
     for file in dict.fromkeys(names.values()):
         with refusing(path / file):

@@ -16,7 +16,7 @@ def _tensorflow():
 
 
 def prefix(path: Path) -> Path | None:
-    """The prefix of the checkpoint that a path means: PREFIX, PREFIX.index, or a directory whose `checkpoint` names it."""
+    """The prefix of a checkpoint, meant by PREFIX, PREFIX.index, or a directory whose `checkpoint` names it."""
     if path.is_dir():
         if not (path / "checkpoint").is_file():
             return None

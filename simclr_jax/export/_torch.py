@@ -11,8 +11,8 @@ from simclr_jax.errors import UsageError
 from simclr_jax.export.refused import Refused, line, refusing, shown
 from simclr_jax.export.tensors import Tensor
 
-# weights_only=True ran code in files until 2.6.0 (CVE-2025-32434, GHSA-53q9-r3pm-6pq6) and let them overwrite memory until
-# 2.10.0 (CVE-2026-24747, GHSA-63cw-57p8-fm3p).
+# weights_only=True ran code in files until 2.6.0 (CVE-2025-32434, GHSA-53q9-r3pm-6pq6) and let them overwrite memory
+# until 2.10.0 (CVE-2026-24747, GHSA-63cw-57p8-fm3p).
 OLDEST = (2, 10)
 DO = "nothing of it was run; have it saved again as a plain dict of tensors, best by safetensors.torch.save_file"
 
@@ -47,15 +47,17 @@ def _torch():
                          f"'torch>={OLDEST[0]}.{OLDEST[1]}', or give a .safetensors file") from None
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST:
-        raise UsageError(f"torch {torch.__version__} runs code or overwrites memory when it loads a hostile file, be it by "
-                         f"weights_only (CVE-2025-32434, CVE-2026-24747); pip install 'torch>={OLDEST[0]}.{OLDEST[1]}'")
+        raise UsageError(f"torch {torch.__version__} runs code or overwrites memory when it loads a hostile file, even "
+                         "with weights_only (CVE-2025-32434, CVE-2026-24747); pip install "
+                         f"'torch>={OLDEST[0]}.{OLDEST[1]}'")
     return torch
 
 
 def _tensor(torch, path, x, most):
     # Sparse ones are not checked by the loader; an expanded one of one number may claim any size.
     if x.layout != torch.strided or x.is_quantized or x.is_meta:
-        raise Refused(f"it holds a tensor that is {'quantized' if x.is_quantized else shown(x.layout)}", "store it dense")
+        kind = "quantized" if x.is_quantized else shown(x.layout)
+        raise Refused(f"it holds a tensor that is {kind}", "have it stored dense")
     if x.numel() * x.element_size() > most:
         raise Refused(f"it holds a tensor of shape {list(x.shape)}, larger than the file")
     x = x.detach()

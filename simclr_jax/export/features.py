@@ -47,7 +47,8 @@ def write(out, files: list[str], embed: Callable, of: dict, *, part: int = PART,
     Args:
       out: the .npz to write; not there yet.
       files: names, sorted.
-      embed: n names -> (f32[m,D], i64[m]): the features of those that can be read and their places among the n, in order.
+      embed: n names -> (f32[m,D], i64[m]): the features of those that can be read and their places among the n, in
+        order.
       of: what `identity` gave.
       part: names embedded and stored at once; say: takes lines for the user.
 
@@ -77,7 +78,7 @@ def write(out, files: list[str], embed: Callable, of: dict, *, part: int = PART,
 
 
 def _begun(out, folder, of):
-    """Whether the parts that are there have become `out` already. Makes their directory, and refuses those of another run."""
+    """Whether the parts have become `out` already. Makes their directory; refuses those of another run."""
     record = folder / "run.json"
     try:
         found = json.loads(record.read_text()) if record.exists() else None
@@ -87,8 +88,8 @@ def _begun(out, folder, of):
         raise UsageError(f"{folder}: is in the way and holds no parts of a run; remove it, or give another --out")
     differ = [] if found is None else [key for key in of if found.get(key) != of[key]]
     if differ:
-        raise UsageError(f"{folder}: holds parts of {SAID.get(differ[0], 'another run')}; remove it to start anew, or give "
-                         "another --out")
+        raise UsageError(f"{folder}: holds parts of {SAID.get(differ[0], 'another run')}; remove it to start anew, or "
+                         "give another --out")
     if os.path.lexists(out):
         if found is None:
             raise UsageError(f"{out}: is there already; remove it, or give another --out")
@@ -107,8 +108,8 @@ def _embed(place, files, embed):
     x, found = embed(files)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1)) if len(x) else []
     if len(bad):
-        raise UsageError(f"the embedding of {shown(files[found[bad[0]]])} (and {len(bad) - 1} more) is not finite; the weights "
-                         "are broken, or overflow in their precision")
+        raise UsageError(f"the embedding of {shown(files[found[bad[0]]])} (and {len(bad) - 1} more) is not finite; the "
+                         "weights are broken, or overflow in their precision")
     there = set(found.tolist())
     with replaced(place) as f:
         np.savez(f, paths=_texts([files[i] for i in found]), embeddings=np.asarray(x, np.float32),
@@ -138,8 +139,8 @@ def _join(whole, places):
         shapes.append(found["embeddings"].shape)
     width = {d for n, d in shapes if n}
     if not paths:
-        raise UsageError(f"none of the {len(unreadable)} images can be read, the first being {shown(unreadable[0])}; give a "
-                         f"folder of pictures, and remove {whole.parent}")
+        raise UsageError(f"none of the {len(unreadable)} images can be read, the first being {shown(unreadable[0])}; "
+                         f"give a folder of pictures, and remove {whole.parent}")
     if len(width) > 1:
         raise UsageError(f"{whole.parent}: holds embeddings of widths {sorted(width)}; remove it to start anew")
     with replaced(whole) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as archive:

@@ -35,7 +35,7 @@ def read(path) -> dict[str, Tensor]:
         no array (a step, an optimiser's settings) is passed over.
 
     Returns:
-      {name: Tensor}; bfloat16 is that of ml_dtypes. `Tensor.read` raises UsageError if the file has changed or is damaged.
+      {name: Tensor}; bfloat16 is that of ml_dtypes. `Tensor.read` raises UsageError if the file is damaged.
 
     Raises:
       UsageError: no such file, one that cannot be read, or is not what its name says, or holds more than weights, or
@@ -72,8 +72,9 @@ def check_finite(tensors: dict[str, Tensor], where) -> dict[str, Tensor]:
         def load():
             x = tensor.read()
             if x.dtype.kind not in "biu" and not (good := np.isfinite(x)).all():
-                raise UsageError(f"{where}: {shown(name)} holds {x.size - int(good.sum())} of {x.size} numbers that are NaN or "
-                                 "infinite; such weights give nothing: take an earlier checkpoint, or get the file again")
+                bad = x.size - int(good.sum())
+                raise UsageError(f"{where}: {shown(name)} holds {bad} of {x.size} numbers that are NaN or infinite; "
+                                 "take an earlier checkpoint, or get the file again")
             return x
         return tensor._replace(read=load)
     return {name: checked(name, tensor) for name, tensor in tensors.items()}
@@ -91,8 +92,8 @@ def _parts(text):
             return Path(path).expanduser(), key
         text = path if key and _suffix(path) else text
     if not _there(text):
-        raise UsageError(f"{shown(text)}: there is no such file; give one that ends in {', '.join(SUFFIXES)}, or a TensorFlow "
-                         "checkpoint, or PATH:KEY for a part of one")
+        raise UsageError(f"{shown(text)}: there is no such file; give one that ends in {', '.join(SUFFIXES)}, or a "
+                         "TensorFlow checkpoint, or PATH:KEY for a part of one")
     return Path(text).expanduser(), ""
 
 
@@ -178,7 +179,8 @@ def _key(key):
 def _below(tensors, key):
     """Those whose names go on below KEY, whichever way the file joins them."""
     wholes = [key.strip("./") + separator for separator in "/."]
-    found = {name[len(whole):]: tensor for name, tensor in tensors.items() for whole in wholes if name.startswith(whole)}
+    found = {name[len(whole):]: tensor for name, tensor in tensors.items() for whole in wholes
+             if name.startswith(whole)}
     if not found:
         heads = list(dict.fromkeys(re.split("[/.]", name)[0] for name in tensors))
         more = f" and {len(heads) - 8} more" if len(heads) > 8 else ""
@@ -187,7 +189,7 @@ def _below(tensors, key):
 
 
 def _check_name(name):
-    """Refuses names that no library gives a tensor, and that would mislead wherever one is printed or becomes a path."""
+    """Refuses names that no library gives a tensor, and that mislead wherever one is printed or becomes a path."""
     parts = name.replace("\\", "/").split("/")
     if not name.isprintable() or ".." in parts or parts[0] == "" or len(name) > 1000:
         raise Refused(f"it has a tensor named '{shown(name)}', which no library writes", "do not use it")

@@ -123,7 +123,7 @@ def check(target: str, nets: dict, gelus) -> None:
     Raises:
       UsageError: which says what is another.
     """
-    if set(nets) < {"image", "text"} or nets["image"]["name"] not in ("vit", "modified_resnet") or nets["text"]["name"] != "text":
+    if not {"image", "text"} <= set(nets) or nets["image"]["name"] not in ("vit", "modified_resnet") or nets["text"]["name"] != "text":
         has = ", ".join(f"{r}={n['name']}" for r, n in nets.items())
         raise UsageError(f"--to={target} writes an image tower vit or modified_resnet and a tower text; this run has {has}; take "
                          "another target (--to=flax and --to=stablehlo take every net)")

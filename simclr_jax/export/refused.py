@@ -31,7 +31,8 @@ def refusing(path, do: str = DAMAGED):
     except Refused as e:
         raise UsageError(f"{path}: {e}; {e.do}") from None
     except OSError as e:
-        raise UsageError(f"{path}: cannot be read ({e.strerror or line(e)}); give a local file that you may read") from None
+        why = e.strerror or line(e)
+        raise UsageError(f"{path}: cannot be read ({why}); give a local file that you may read") from None
     except MemoryError:
         raise UsageError(f"{path}: it asks for more memory than there is; {do}") from None
     except (ValueError, IndexError, KeyError, TypeError, EOFError, OverflowError, RecursionError, NotImplementedError,

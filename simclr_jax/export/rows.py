@@ -76,7 +76,7 @@ def torch_resnet(role: str, net: dict, at: str = "") -> list[Row]:
 
 def projects(net: dict, stage: int) -> bool:
     """Whether the first shortcut of a stage is a convolution."""
-    stem, first = (net.get("channels") or (64, 64))[:2]
+    stem, first = (net.get("widths") or (64, 64))[:2]
     return net.get("layout", "simclr") != "torch" or net["depth"] >= 50 or stage > 1 or stem != first
 
 

@@ -33,7 +33,7 @@ def describe(weights, where: str, at: str = "") -> dict:
     if stem == channels[0] and channels == tuple(stem * 2 ** i for i in range(4)):
         net["width"] = stem / 64
     else:
-        net["channels"] = (stem, *channels)
+        net["widths"] = (stem, *channels)
     return net
 
 
@@ -50,7 +50,7 @@ def layers(role: str) -> tuple:
 
 def widths(net: dict) -> tuple[int, ...]:
     """Channels of the stem and the four stages."""
-    return tuple(net.get("channels") or (int(64 * net.get("width", 1)) * 2 ** i for i in (0, 0, 1, 2, 3)))
+    return tuple(net.get("widths") or (int(64 * net.get("width", 1)) * 2 ** i for i in (0, 0, 1, 2, 3)))
 
 
 def exchanged(net: dict) -> tuple[str, ...]:

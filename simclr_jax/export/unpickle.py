@@ -2,8 +2,8 @@
 
 A pickle is a program. Python's own unpickler runs it by importing what it names and calling what it imported; an
 allow-list in `find_class` still leaves it calling, setting attributes and looking them up. Here the program runs on a
-machine that has no imports, no calls and no attributes: a global is a name until a row of `_pickled.CALLS` takes it, and
-what comes of it is one of the values there. Whatever has no row is refused by name.
+machine that has no imports, no calls and no attributes: a global is a name until a row of `_pickled.CALLS` takes it,
+and what comes of it is one of the values there. Whatever has no row is refused by name.
 """
 import struct
 
@@ -147,7 +147,7 @@ class _Machine:
     def new(self):
         args, kind = self.pop(), self.pop()
         if type(kind) is not Record or type(args) is not tuple:
-            raise Refused(f"an object of the class {printable(kind)}" if type(kind) is Global else "an object of no class")
+            raise Refused(f"an object of the class {printable(kind)}")
         self.push(kind.made(args))
 
     def build(self):
@@ -156,9 +156,10 @@ class _Machine:
         if type(target) is Array and target.shape is None and type(state) is tuple and len(state) == 5:
             target.fill(*state[1:])
         elif type(target) is DType and type(state) is tuple and len(state) >= 5:
-            if any(part is not None for part in state[2:5]) or state[1] not in ("<", ">", "|", "=", b"<", b">", b"|", b"="):
+            order = state[1].decode("latin1") if type(state[1]) is bytes else state[1]
+            if any(part is not None for part in state[2:5]) or order not in ("<", ">", "|", "="):
                 raise Refused("an array of records")
-            if state[1] in (">", b">"):
+            if order == ">":
                 target.value = target.value.newbyteorder(">")
         else:
             raise Refused("a state for what is no array")

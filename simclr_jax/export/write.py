@@ -24,8 +24,8 @@ def safetensors(path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
       metadata: texts beside the tensors.
 
     Raises:
-      UsageError: the file cannot be written; it is then not there, or what it was. TypeError, ValueError: a type that the
-        format has not, metadata that are no texts, or an array that is not what its Tensor says.
+      UsageError: the file cannot be written; it is then not there, or what it was. TypeError, ValueError: a type that
+        the format has not, metadata that are no texts, or an array that is not what its Tensor says.
     """
     metadata = metadata or {}
     if not all(isinstance(x, str) for pair in metadata.items() for x in pair):
@@ -48,8 +48,9 @@ def _header(tensors, metadata):
         end = at + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
         places[name], at = [at, end], end
     entries = {"__metadata__": metadata} if metadata else {}
-    entries |= {name: {"dtype": NAMES[t.dtype.newbyteorder("<")], "shape": list(map(int, t.shape)), "data_offsets": places[name]}
-                for name, t in tensors.items()}
+    for name, t in tensors.items():
+        kind = NAMES[t.dtype.newbyteorder("<")]
+        entries[name] = {"dtype": kind, "shape": list(map(int, t.shape)), "data_offsets": places[name]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, order
@@ -65,7 +66,7 @@ def _bytes(name, tensor):
 
 @contextlib.contextmanager
 def replaced(path: Path):
-    """A file to write to, which takes the place of `path` once it is whole and on the disk. UsageError if it cannot be."""
+    """A file to write to, which takes the place of `path` once it is whole and on the disk. UsageError if it cannot."""
     new = None
     try:
         with _writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
@@ -87,8 +88,8 @@ def replaced(path: Path):
 def directory(out):
     """A new directory that is there whole, or not at all.
 
-    Gives the path of an empty directory beside `out`, which takes its place at the end, when all that is in it is on the
-    disk. If anything goes wrong before, Ctrl-C included, nothing stays.
+    Gives the path of an empty directory beside `out`, which takes its place at the end, when all that is in it is on
+    the disk. If anything goes wrong before, Ctrl-C included, nothing stays.
 
     Raises:
       UsageError: `out` is there and is no empty directory, is not local, or cannot be written.
@@ -97,8 +98,8 @@ def directory(out):
         raise UsageError(f"{out}: directories of weights are written locally; copy it there when it is done")
     out = Path(out).expanduser().absolute()
     if os.path.lexists(out) and not (out.is_dir() and not _any(out)):
-        raise UsageError(f"{out}: there is something already, and weights are written to a new directory; give another or "
-                         "remove it")
+        raise UsageError(f"{out}: there is something already, and weights are written to a new directory; give another "
+                         "or remove it")
     above, new = _missing(out.parent), None
     try:
         with _writing(out):

@@ -1,8 +1,8 @@
 """BERT's text tower and RoBERTa's: a bidirectional transformer that normalises after each sum.
 
-Devlin et al. 2019, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692; facts of the code from google-research/bert
-modeling.py, fairseq's make_positions and transformers' BertModel. CLAP's text tower is RoBERTa's with a ReLU layer before
-the projection (Wu et al. 2023, arXiv:2211.06687).
+Devlin et al. 2019, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692; google-research/bert modeling.py, fairseq's
+make_positions and transformers' BertModel. CLAP's text tower is RoBERTa's with a ReLU layer before the projection (Wu
+et al. 2023, arXiv:2211.06687).
 """
 from typing import NamedTuple
 
@@ -20,10 +20,10 @@ POOLS, POSITIONS = ("cls", "pooler", "mean"), ("bert", "roberta")
 STD = 0.02  # of all that is drawn
 
 
-def make(*, axis: str | None = None, vocab: int, length: int = 512, pad: int = 0, types: int = 2, positions: str = "bert",
-         width: int = 768, depth: int = 12, heads: int = 12, mlp: int = 0, pool: str = "cls", gelu: str = "erf",
-         eps: float = 1e-12, out: int = 0, out_bias: bool = False, out_mlp: bool = False, remat: bool = False,
-         scan: bool = False, dtype: str = "float32", drop_path: float = 0.0) -> Net:
+def make(*, axis: str | None = None, vocab: int, length: int = 512, pad: int = 0, types: int = 2,
+         positions: str = "bert", width: int = 768, depth: int = 12, heads: int = 12, mlp: int = 0, pool: str = "cls",
+         gelu: str = "erf", eps: float = 1e-12, out: int = 0, out_bias: bool = False, out_mlp: bool = False,
+         remat: bool = False, scan: bool = False, dtype: str = "float32", drop_path: float = 0.0) -> Net:
     """i32[b,L] token ids, or i32[b,2,L] ids and token types -> {"pooled": f32[b,D], "tokens": f32[b,L,width]}.
 
     D is `out`, or the width. L is at most `length`. `mask`, bool[b,L] with True at real tokens, hides the others from
@@ -31,8 +31,9 @@ def make(*, axis: str | None = None, vocab: int, length: int = 512, pad: int = 0
     positions are computed all the same. An id or a type that the tables do not have makes its row NaN.
 
     Parameters: tokens/embedding [vocab,width], types/embedding [types,width], positions/embedding, norm_pre,
-    stack/block1.. (see `transformer`; norm1 and norm2 come after the sums), pool/{kernel,bias} for "pooler", projection.
-    Matrices and tables begin as N(0, 0.02^2), biases as 0.
+    stack/block1.. (see `transformer`; norm1 and norm2 come after the sums), pool/{kernel,bias} for "pooler",
+    projection/{kernel,bias}, or projection/{fc1,fc2} with `out_mlp`. Matrices and tables begin as N(0, 0.02^2), biases
+    as 0.
 
     Args:
       axis: mesh axis of the rows; rows do not meet here, so it changes nothing.
@@ -40,8 +41,8 @@ def make(*, axis: str | None = None, vocab: int, length: int = 512, pad: int = 0
         (-1: nothing does). BERT: 30522, 512, 0. RoBERTa: 50265, 512, 1.
       types: kinds of tokens, BERT's two being those of a first and a second sentence; without types given all are of
         kind 0, whose row is added even where it is the only one (RoBERTa). 0: no such table.
-      positions: "bert": 0, 1, .. from the left; the table has `length` rows. "roberta": pad + 1, pad + 2, .. over the ids
-        that are not `pad`, and `pad` for those that are; the table has pad + 1 + length rows.
+      positions: "bert": 0, 1, .. from the left; the table has `length` rows. "roberta": pad + 1, pad + 2, .. over the
+        ids that are not `pad`, and `pad` for those that are; the table has pad + 1 + length rows.
       width, depth, heads, mlp: of the blocks; mlp 0: 4 * width. The defaults are the base model's.
       pool: what is the text's: "cls": the first token as it is. "pooler": tanh of a dense layer of it. "mean": over
         tokens.
@@ -93,8 +94,8 @@ class Bert(nn.Module):
     def __call__(self, x, train: bool, key=None, mask=None):
         s, f = self.spec, self.form
         if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[1] != 2) or not jnp.issubdtype(x.dtype, jnp.integer):
-            raise UsageError("nets/bert wants token ids i32[rows, length], or i32[rows, 2, length] with token types, and "
-                             f"got {x.dtype}{list(x.shape)}")
+            raise UsageError("nets/bert wants token ids i32[rows, length], or i32[rows, 2, length] with token types, "
+                             f"and got {x.dtype}{list(x.shape)}")
         ids, kinds = (x, jnp.zeros_like(x)) if x.ndim == 2 else (x[:, 0], x[:, 1])
         if x.ndim == 3 and f.types < 2:
             raise UsageError(f"nets/bert: token types are given and types={f.types}; give the ids alone")
@@ -112,7 +113,7 @@ class Bert(nn.Module):
         dtype = products(s.dtype, x)
         pooled = mean(x, mask) if f.pool == "mean" else x[:, 0]
         if f.pool == "pooler":
-            pooled = pooler(pooled, dtype)
+            pooled = pooler(pooled, STD, dtype)
         if f.out_mlp:
             pooled = Mlp(f.out, "relu", s.stds, dtype, f.out, name="projection")(pooled).astype(wide(x))
         elif f.out:

@@ -1,9 +1,9 @@
 """CLAP's audio tower: HTSAT, a Swin transformer that looks at a log-mel spectrogram folded into a square.
 
-Chen et al. 2022, arXiv:2202.00874; Wu et al. 2023, arXiv:2211.06687; facts of the code from LAION-AI/CLAP
-clap_module/htsat.py and transformers' ClapAudioModel. Without the fusion of long clips.
+Chen et al. 2022, arXiv:2202.00874; Wu et al. 2023, arXiv:2211.06687; LAION-AI/CLAP clap_module/htsat.py and
+transformers' ClapAudioModel. Without the fusion of long clips.
 """
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +25,12 @@ def make(*, axis: str | None = None, mels: int = 64, side: int = 256, patch: int
          depths: tuple = (2, 2, 6, 2), heads: tuple = (4, 8, 16, 32), window: int = 8, mlp_ratio: int = 4,
          out: int = 0, bn: str = "global", eps: float = 1e-5, drop_path: float = 0.0, remat: bool = False,
          dtype: str = "float32") -> Net:
-    """f32[b,frames,mels] log-mel -> {"pooled": f32[b,D], "tokens": f32[b,N,C]}; D is `out`, or C = width * 2^(stages-1).
+    """f32[b,frames,mels] log-mel -> {"pooled": f32[b,D], "tokens": f32[b,N,C]}; D is `out`, or C.
 
     Frames are at most side^2 / mels (1024); fewer are interpolated to that many. `side` / `mels` stretches of time are
-    then put one above the other, mel bins downwards, to a square of `side` pixels, of which the tokens are the last map,
-    row by row. The pooled vector is the mean of the tokens after the last norm, which is that of the original's
-    token-semantic groups of them.
+    then put one above the other, mel bins downwards, to a square of `side` pixels, of which the tokens are the last
+    map, row by row, after the last norm. C is width * 2^(stages - 1). The pooled vector is the mean of the tokens; the
+    original takes it over groups of frequencies, which does not change it.
 
     Parameters: bn (over rows and frames, a mel bin each), patches/{kernel [patch,patch,1,width], bias}, norm_pre,
     stage1../ (see `swin`), norm, projection/{fc1,fc2}. Matrices and relative positions begin as N(0, 0.02^2), patches
@@ -56,14 +56,13 @@ def make(*, axis: str | None = None, mels: int = 64, side: int = 256, patch: int
     if not depths or len(depths) != len(heads) or not all(isinstance(n, int) and n > 0 for n in (*depths, *heads)):
         raise UsageError(f"{where}: depths={depths} heads={heads}, wanted as many of either, whole numbers above 0")
     if min(mels, side, patch, window, mlp_ratio) < 1 or out < 0:
-        raise UsageError(f"{where}: mels={mels} side={side} patch={patch} window={window} mlp_ratio={mlp_ratio} out={out}, "
-                         "wanted whole numbers above 0, and out 0 or more")
+        raise UsageError(f"{where}: mels={mels} side={side} patch={patch} window={window} mlp_ratio={mlp_ratio} "
+                         f"out={out}, wanted whole numbers above 0, and out 0 or more")
     if side % mels:
         raise UsageError(f"{where}: side={side} is no multiple of mels={mels}; change either")
-    last = 2 ** (len(depths) - 1)
-    if side % (patch * window * last):
-        raise UsageError(f"{where}: side={side} is no multiple of {patch * window * last}, so windows of {window} do not "
-                         f"divide the grids of {len(depths)} stages of patches of {patch}; change side or window")
+    if side % (wanted := patch * window * 2 ** (len(depths) - 1)):
+        raise UsageError(f"{where}: side={side} is no multiple of {wanted}, so windows of {window} do not divide the "
+                         f"grids of {len(depths)} stages of patches of {patch}; change side or window")
     parse(bn, where)
     specs = tuple(Spec(width * 2 ** i, depth, of, mlp_ratio * width * 2 ** i, "erf", eps, Stds(STD, STD, STD, STD),
                        compute_dtype(dtype, where), drop_path=drop_path, remat=remat).check(where)
@@ -85,7 +84,7 @@ class Form(NamedTuple):
 
 
 class Htsat(nn.Module):
-    specs: Any
+    specs: tuple  # of the stages
     form: Form
 
     @nn.compact
@@ -93,8 +92,8 @@ class Htsat(nn.Module):
         f, first, last = self.form, self.specs[0], self.specs[-1]
         most = f.side ** 2 // f.mels
         if x.ndim != 3 or x.shape[2] != f.mels or not 0 < x.shape[1] <= most:
-            raise UsageError(f"nets/htsat wants log-mel [rows, frames, mels={f.mels}] of 1 to {most} frames, and got shape "
-                             f"{x.shape}")
+            raise UsageError(f"nets/htsat wants log-mel [rows, frames, mels={f.mels}] of 1 to {most} frames, and got "
+                             f"shape {x.shape}")
         key = drop.keys(key, first.drop_path, len(x), train=train, where="nets/htsat: drop_path")
         x = BatchNorm(f.bn, f.axis, dtype=wide(x), name="bn")(x, train)
         x, dtype = square(x, f.side), products(first.dtype, x)

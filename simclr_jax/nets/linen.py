@@ -89,9 +89,10 @@ def net(module: nn.Module, *, draw: str | Callable = "truncated") -> Net:
     where the module has none. `key` (one PRNG key a row) and `mask` reach modules whose `__call__` has parameters of
     those names; other nets draw nothing at random when applied and look at every position.
 
-    `layers` gives, in evaluation mode, the outputs of the modules named by `names`: paths in the tree of parameters, such
-    as "stem", "stage1" or "stack/block3/attention/qkv", from which attention can be drawn. Where blocks are stacked for
-    a scan, "stack/block3" is found in "stack/blocks", whose own output is that of all blocks, [depth, ...].
+    `layers` gives, in evaluation mode, the outputs of the modules named by `names`: paths in the tree of parameters,
+    such as "stem", "stage1" or "stack/block3/attention/qkv", from which attention can be drawn. Where blocks are
+    stacked for a scan, "stack/block3" is found in "stack/blocks", whose own output is that of all blocks, [depth, ...].
+    A name that the tree does not have is a UsageError.
 
     Args:
       draw: "truncated": normal numbers cut off at two standard deviations (before the variance is made 1, as in Keras
@@ -128,8 +129,9 @@ def net(module: nn.Module, *, draw: str | Callable = "truncated") -> Net:
         where = {name: _place(params, name) for name in names}
         wanted = {place for place, _ in where.values()}
         given = {"mask": mask} if mask is not None and "mask" in takes else {}
+        keep = lambda module, method: method == "__call__" and "/".join(module.path) in wanted
         _, seen = module.apply({"params": params, STATS: stats}, x, train=False, **given, mutable=[SEEN],
-                               capture_intermediates=lambda m, method: method == "__call__" and "/".join(m.path) in wanted)
+                               capture_intermediates=keep)
         return {name: _output(seen[SEEN], *place) for name, place in where.items()}
 
     # Compiled in one piece: run eagerly, every operation of a deep net would be compiled by itself.

@@ -33,10 +33,10 @@ class MapHead(nn.Module):
         return y.astype(wide(y))
 
 
-def pooler(x, dtype):
-    """float[b,D] -> f32[b,D] in [-1, 1]: tanh of a dense layer named "pool", with which BERT was trained to tell from the
-    first token whether two sentences belong together (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
-    return jnp.tanh(dense(x.shape[-1], x.shape[-1] ** -0.5, dtype, "pool")(x).astype(wide(x)))
+def pooler(x, std: float, dtype):
+    """float[b,D] -> f32[b,D] in [-1, 1]: tanh of a dense layer named "pool", with which BERT was trained to tell from
+    the first token whether two sentences belong together (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+    return jnp.tanh(dense(x.shape[-1], std, dtype, "pool")(x).astype(wide(x)))
 
 
 def mean(x, mask=None):

@@ -12,7 +12,7 @@ from jax import lax
 
 from simclr_jax.errors import UsageError
 from simclr_jax.nets.conv import Conv, max_pool
-from simclr_jax.nets.linen import compute_dtype, fan_in, net, remade
+from simclr_jax.nets.linen import compute_dtype, fan_in, net, products, remade
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
@@ -25,11 +25,13 @@ INIT = fan_in(1.0)
 
 
 def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: str = "imagenet", bn: str = "global",
-         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False, channels: tuple = ()) -> Net:
+         dtype: str = "float32", zero_init: bool = True, layout: str = "simclr", remat: bool = False,
+         widths: tuple = ()) -> Net:
     """float[b,H,W,C] -> {"pooled": f32[b,D], "tokens": f32[b,h*w,D]}; tokens are the last feature map, row by row.
 
-    D is the last stage's channels, 512 * width for depths 18 and 34, and four times that for the others. Parameters: stem/{conv,bn}, then
-    stage{1..4}/block{1..}/{conv1,bn1,conv2,bn2,...} and, where the shortcut is not the identity, downsample/{conv,bn}.
+    D is the last stage's channels, 512 * width, for depths 18 and 34, and four times that for the others. Parameters:
+    stem/{conv,bn}, then stage{1..4}/block{1..}/{conv1,bn1,conv2,bn2,...} and, where the shortcut is not the identity,
+    downsample/{conv,bn}.
 
     Args:
       axis: mesh axis of the rows, or None.
@@ -37,7 +39,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
       width: factor on all channels: 1, 2, 4, or a fraction such as 0.25 that keeps 64 * width whole.
       stem: "imagenet": 7x7 stride 2 and a max-pool, sides of at least 32. "cifar": 3x3 stride 1, sides of at least 8.
       bn: which rows share statistics, as in `norm.parse`.
-      dtype: of convolutions and activations, "float32" or "bfloat16".
+      dtype: of convolutions and activations, "float32" or "bfloat16"; f64 of f64 images.
       zero_init: start the scale of each block's last bn at 0, so that blocks begin as the identity.
       layout: "simclr", "torch" or "haiku". Strided convolutions of the first two are padded alike, by (k-1)/2 on either
         side. SimCLR's max-pool is TensorFlow's SAME, which on even sides pads below and right only, and it projects the
@@ -46,7 +48,7 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         zeros around the stem's, none and 1 around the 3x3. Weights need the layout that they were trained in: in another
         BYOL's lose some points. Those trained in PyTorch, or to be used there, need "torch".
       remat: make each block's activations again in the backward pass (`linen.remade`).
-      channels: of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
+      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -61,11 +63,11 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
         raise UsageError(f"{where}: stem={stem!r}, wanted {' or '.join(SMALLEST)}")
     if layout not in LAYOUTS:
         raise UsageError(f"{where}: layout={layout!r}, wanted {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
-    if channels and (len(channels) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in channels)):
-        raise UsageError(f"{where}: channels={channels} width={width}, wanted five whole numbers above 0, for the stem and "
-                         "four stages, and width 1")
+    if widths and (len(widths) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in widths)):
+        raise UsageError(f"{where}: widths={widths} width={width}, wanted five whole numbers above 0, for the stem "
+                         "and four stages, and width 1")
     parse(bn, where)
-    channels = tuple(channels) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
+    channels = tuple(widths) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
     return net(ResNet(depth, channels, stem, zero_init, layout,
                       Parts(bn, axis, compute_dtype(dtype, where), layout == "haiku"), remat))
 
@@ -103,10 +105,11 @@ class ResNet(nn.Module):
             raise UsageError(f"nets/resnet: images of {x.shape[1]}x{x.shape[2]} are too small for stem={self.stem!r}, "
                              f"which wants sides of at least {SMALLEST[self.stem]}; make the views larger"
                              + (", or set stem='cifar'" if self.stem == "imagenet" else ""))
-        x = Stem(self.channels[0], self.stem, self.layout, self.parts, name="stem")(x, train)
+        parts = self.parts._replace(dtype=products(self.parts.dtype, x))
+        x = Stem(self.channels[0], self.stem, self.layout, parts, name="stem")(x, train)
         for i, blocks in enumerate(BLOCKS[self.depth]):
             x = Stage(blocks, self.channels[i + 1], 1 if i == 0 else 2, self.depth >= 50, self.zero_init, self.layout,
-                      self.parts, self.remat, name=f"stage{i + 1}")(x, train)
+                      parts, self.remat, name=f"stage{i + 1}")(x, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return {"pooled": jnp.mean(tokens, axis=1), "tokens": tokens}

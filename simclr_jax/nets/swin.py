@@ -1,6 +1,6 @@
 """Swin's stages: attention inside windows of a grid that every other block shifts, and merged patches between stages.
 
-Liu et al. 2021, arXiv:2103.14030; facts of the code from microsoft/Swin-Transformer models/swin_transformer.py.
+Liu et al. 2021, arXiv:2103.14030; microsoft/Swin-Transformer models/swin_transformer.py.
 """
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +24,8 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x, layers, rates, key):
-        """layers, rates: u32[depth] and f32[depth], each block's number in the net and its rate of stochastic depth; key:
-        one PRNG key a row, or None to drop nothing."""
+        """layers, rates: u32[depth] and f32[depth], each block's number in the net and its rate of stochastic depth;
+        key: one PRNG key a row, or None to drop nothing."""
         block = remade(Block, self.spec.remat)
         for i in range(self.spec.depth):
             # A grid of one window has nothing to shift.
@@ -89,7 +89,8 @@ def together(x, shape, window: int):
 
 
 def relative(window: int) -> np.ndarray:
-    """i64[window^2, window^2]: the row of a table [(2 window - 1)^2] for how far a query is from a key, down and right."""
+    """i64[window^2, window^2]: the row of a table [(2 window - 1)^2] for how far a query is from a key, down and
+    right."""
     at = np.stack(np.mgrid[:window, :window], axis=-1).reshape(-1, 2)
     down, right = np.moveaxis(at[:, None] - at[None] + window - 1, -1, 0)
     return down * (2 * window - 1) + right

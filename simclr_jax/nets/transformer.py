@@ -1,7 +1,7 @@
 """The transformer that image, text and audio towers share.
 
-Vaswani et al. 2017, arXiv:1706.03762, with normalisation before each branch (as in Dosovitskiy et al. 2021,
-arXiv:2010.11929, and openai/CLIP clip/model.py) or, as there and in BERT, after its sum; LayerScale (Touvron et al. 2021,
+Vaswani et al. 2017, arXiv:1706.03762, with normalisation after each sum, as there and in BERT, or before each branch
+(as in Dosovitskiy et al. 2021, arXiv:2010.11929, and openai/CLIP clip/model.py); LayerScale (Touvron et al. 2021,
 arXiv:2103.17239), gated MLPs (Shazeer 2020, arXiv:2002.05202) and stochastic depth whose rate rises linearly with the
 layer.
 """
@@ -207,7 +207,7 @@ def mlp(spec: Spec, dtype, name: str):
 
 
 def attend(q, k, v, *, mask=None, causal: bool = False, bias=None):
-    """softmax(q k / sqrt(d) + bias) v over float[b,Q,h,d], float[b,K,h,d] twice; the softmax is f32, or f64 for f64 input.
+    """softmax(q k / sqrt(d) + bias) v over float[b,Q,h,d], float[b,K,h,d] twice; the softmax is f32, or f64 for f64.
 
     Args:
       mask: bool[b,K] or bool[b,Q,K], True at positions to look at, or None for all.

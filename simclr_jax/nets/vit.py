@@ -3,7 +3,7 @@
 Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, arXiv:2012.12877 (Ti, S); Zhai et al. 2022,
 arXiv:2106.04560, table 2 (g); Alabdulmohsin et al. 2023, arXiv:2305.13035 (So400m); Darcet et al. 2024,
 arXiv:2309.16588 (registers). Sizes as in decode_variant of google-research/big_vision models/vit.py; g2 is DINOv2's
-vit_giant2 (Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2 models/vision_transformer.py), with a gated MLP.
+vit_giant2, with a gated MLP (Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2's vision_transformer.py).
 """
 from typing import Any, NamedTuple
 
@@ -27,11 +27,11 @@ POOLS, POSEMBS, INITS = ("cls", "pooler", "mean", "map"), ("learned", "sincos", 
 
 
 def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int = 224, width: int = 0, depth: int = 0,
-         heads: int = 0, mlp: int = 0, mlp_kind: str = "", pool: str = "cls", posemb: str = "learned", class_token: bool = True,
-         registers: int = 0, mask_token: bool = False, position_on_class: bool = True, pre_norm: bool = False,
-         patch_bias: bool = True, final_norm: bool = True, layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf",
-         eps: float = 1e-6, out: int = 0, out_bias: bool = False, remat: bool = False, scan: bool = False,
-         init: str = "vit", dtype: str = "float32") -> Net:
+         heads: int = 0, mlp: int = 0, mlp_kind: str = "", pool: str = "cls", posemb: str = "learned",
+         class_token: bool = True, registers: int = 0, mask_token: bool = False, position_on_class: bool = True,
+         pre_norm: bool = False, patch_bias: bool = True, final_norm: bool = True, layer_scale: float = 0.0,
+         drop_path: float = 0.0, gelu: str = "erf", eps: float = 1e-6, out: int = 0, out_bias: bool = False,
+         remat: bool = False, scan: bool = False, init: str = "vit", dtype: str = "float32") -> Net:
     """float[b,H,W,3] -> {"pooled": f32[b,D], "tokens": f32[b,N,width]}; D is `out`, or the width.
 
     Tokens are those after the last norm: the class token, the registers, then the patches row by row. H and W are
@@ -39,16 +39,17 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     computed for the grid.
 
     Parameters: patches/{kernel [patch,patch,3,width], bias}, {class_token,registers,mask_token,positions}/embedding,
-    norm_pre, stack/block1.. (see `transformer`), norm, pool (see `MapHead`; kernel and bias for "pooler"), projection.
+    norm_pre, stack/block1.. (see `transformer`), norm, pool (see `MapHead`; {kernel,bias} for "pooler"), projection.
 
     Args:
       axis: mesh axis of the rows; rows do not meet here, so it changes nothing.
       size: one of `SIZES`, or "" with width, depth and heads given.
       patch, image: sides in pixels.
       width, depth, heads, mlp: 0: the size's, and 4 * width for mlp where there is no size.
-      mlp_kind: "gelu", or "swiglu", gated, as in `transformer.SwiGlu`: `mlp` is then the width behind the gate, and where
-        there is no size two thirds of 4 * width, rounded up to a multiple of 8. "": the size's, and "gelu" without.
-      pool: "cls": the class token. "pooler": tanh of a dense layer of it (BERT's; transformers' ViTModel). "mean": over patches. "map": a probe's attention over all tokens.
+      mlp_kind: "gelu", or "swiglu", gated, as in `transformer.SwiGlu`: `mlp` is then the width behind the gate, and
+        where there is no size two thirds of 4 * width, rounded up to a multiple of 8. "": the size's; "gelu" without.
+      pool: "cls": the class token. "pooler": tanh of a dense layer of it (BERT's; transformers' ViTModel). "mean": over
+        patches. "map": a probe's attention over all tokens.
       posemb: "learned", or fixed "sincos" (MoCo v3's form) or "sincos_bv" (big_vision's). Fixed ones are 0 on the class
         token.
       registers: further learned tokens, which have no position.
@@ -164,7 +165,7 @@ class ViT(nn.Module):
         else:
             pooled = jnp.mean(x[:, f.class_token + f.registers:], axis=1) if f.pool == "mean" else x[:, 0]
         if f.pool == "pooler":
-            pooled = pooler(pooled, dtype)
+            pooled = pooler(pooled, s.width ** -0.5, dtype)
         if f.out:
             std = s.width ** -0.5
             pooled = dense(f.out, std, dtype, "projection", f.out_bias)(pooled).astype(wide(x))

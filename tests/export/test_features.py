@@ -25,7 +25,8 @@ def pixels(x):
 def images(tmp_path_factory):
     """A folder of nine pictures of many sizes and kinds, two broken ones, and what is no picture."""
     root, r = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for i, name in enumerate(["b/1.jpg", "b/2.png", "a/x/3.jpeg", "a/4.bmp", "0.png", "z é.webp", "c/5.jpg", "c/6.png", "d/7.gif"]):
+    names = "b/1.jpg", "b/2.png", "a/x/3.jpeg", "a/4.bmp", "0.png", "z é.webp", "c/5.jpg", "c/6.png", "d/7.gif"
+    for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(r.integers(0, 256, (12 + 3 * i, 30 - 2 * i, 3), np.uint8)).save(root / name)
     (root / "b" / "cut.jpg").write_bytes((root / "b" / "1.jpg").read_bytes()[:200])
@@ -50,13 +51,14 @@ def test_embeddings_are_those_of_the_evaluations(tmp_path, images):
     """The same pixels, to the bit, as a folder that `simclr_jax.evals` reads."""
     found, said = write(tmp_path / "f.npz", images, part=4)
     names, _ = folder.images(images)
-    config = ml_collections.ConfigDict({"data": {"name": "folder", "root": str(images), "split": "train", "max_bad": 0.5},
-                                        "augment": {"eval": VIEW}})
+    data = {"name": "folder", "root": str(images), "split": "train", "max_bad": 0.5}
+    config = ml_collections.ConfigDict({"data": data, "augment": {"eval": VIEW}})
     x, _, which = embed.features(config, pixels, 1, split="train")
     np.testing.assert_array_equal(found["embeddings"], x)
     assert found["paths"].tolist() == [names[i] for i in which] == sorted(set(names) - {"b/cut.jpg", "no.png"})
     assert found["unreadable"].tolist() == ["b/cut.jpg", "no.png"] and found["embeddings"].dtype == np.float32
-    assert said[-1] == f"{tmp_path}/f.npz: embeddings of 9 images; 2 cannot be read and are listed in it under 'unreadable'"
+    assert said[-1] == (f"{tmp_path}/f.npz: embeddings of 9 images; 2 cannot be read and are listed in it under "
+                        "'unreadable'")
     assert [p.name for p in tmp_path.iterdir()] == ["f.npz"]
 
 
@@ -107,8 +109,9 @@ def test_a_kill_after_the_last_part(tmp_path, images, monkeypatch):
     assert out.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["f.npz"]
 
 
-@pytest.mark.parametrize("other, match", [({"model": "another"}, "parts of another model"), ({"files": "another"}, "another folder, or"),
-                                          ({"part": 2}, "parts of another run")])
+@pytest.mark.parametrize("other, match", [
+    ({"model": "another"}, "parts of another model"), ({"files": "another"}, "another folder, or files"),
+    ({"part": 2}, "parts of another run")])
 def test_parts_of_another_run_are_refused(tmp_path, images, other, match):
     def dies(names):
         raise Killed
@@ -145,9 +148,11 @@ def test_refusals(tmp_path, images):
     (tmp_path / "file").write_text("")
     nan = lambda names: (np.full((len(names), 2), np.nan, np.float32), np.arange(len(names)))
     for out, names, function, match in [
-            ("f.txt", files, embedded(images), "wanted a name that ends in .npz"), ("f.npz", [], embedded(images), "no images"),
-            ("there.npz", files, embedded(images), "is there already"), ("way.npz", files, embedded(images), "in the way"),
-            ("file/f.npz", files, embedded(images), "cannot be made"), ("nan.npz", files, nan, "embedding of 0.png .and 10 more."),
+            ("f.txt", files, embedded(images), "wanted a name that ends in .npz"),
+            ("f.npz", [], embedded(images), "no images"), ("there.npz", files, embedded(images), "is there already"),
+            ("way.npz", files, embedded(images), "in the way"),
+            ("file/f.npz", files, embedded(images), "cannot be made"),
+            ("nan.npz", files, nan, "embedding of 0.png .and 10 more."),
             ("bad.npz", ["no.png"], embedded(images), "none of the 1 images can be read, the first being no.png")]:
         with pytest.raises(UsageError, match=match) as refused:
             features.write(tmp_path / out, names, function, OF, say=print)
@@ -157,6 +162,7 @@ def test_refusals(tmp_path, images):
 
 def test_names_that_are_no_text_come_back(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
-    features.write(tmp_path / "f.npz", [name], lambda names: (np.ones((1, 2), np.float32), np.arange(1)), OF, say=lambda _: None)
+    ones = lambda names: (np.ones((1, 2), np.float32), np.arange(1))
+    features.write(tmp_path / "f.npz", [name], ones, OF, say=lambda _: None)
     with np.load(tmp_path / "f.npz") as z:
         assert z["paths"].tolist() == [name] and z["unreadable"].shape == (0,)

@@ -20,8 +20,8 @@ r = np.random.default_rng(0)
 ARRAYS = {
     "net/conv/w": r.standard_normal((3, 2, 5)).astype(np.float32), "net/conv/b": np.arange(4, dtype=np.float16),
     "net/half": np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), "net/scale": np.asarray(2.5, np.float32),
-    "large": r.standard_normal(700), "ids": np.arange(3), "mask": np.array([True, False]), "none": np.zeros((0, 3), np.float32),
-    "columns": np.asfortranarray(r.standard_normal((3, 4)).astype(np.float32)),
+    "large": r.standard_normal(700), "ids": np.arange(3), "mask": np.array([True, False]),
+    "none": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(r.standard_normal((3, 4)).astype(np.float32)),
 }
 
 
@@ -42,7 +42,8 @@ def same(tensors, arrays):
         tensor = tensors[name]
         read = tensor.read()
         assert (tensor.shape, tensor.dtype) == (read.shape, read.dtype) == (x.shape, x.dtype.newbyteorder("=")), name
-        assert read.tobytes() == x.astype(x.dtype.newbyteorder("="), copy=False).tobytes() and read.flags.c_contiguous, name
+        assert read.tobytes() == x.astype(x.dtype.newbyteorder("="), copy=False).tobytes(), name
+        assert read.flags.c_contiguous, name
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -55,8 +56,9 @@ def test_npz(tmp_path, save):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickle_of_nested_containers(tmp_path, protocol):
     arrays = ARRAYS | {"big": np.arange(3, dtype=">i4")}
-    tree = nested(arrays) | {"step": 7, "name": "resnet", "lr": 0.1, "nothing": None, "list": [{"x": ARRAYS["ids"]}, "y"],
-                             "tuple": (1, (ARRAYS["mask"],)), "ordered": collections.OrderedDict(x=np.float64(3)), "long": 2**70}
+    tree = nested(arrays) | {
+        "step": 7, "name": "resnet", "lr": 0.1, "nothing": None, "list": [{"x": ARRAYS["ids"]}, "y"], "long": 2**70,
+        "tuple": (1, (ARRAYS["mask"],)), "ordered": collections.OrderedDict(x=np.float64(3))}
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(tree, protocol=protocol))
     same(files.read(tmp_path / "w.pkl"), arrays | {"list/0/x": ARRAYS["ids"], "tuple/1/0": ARRAYS["mask"],
                                                    "ordered/x": np.asarray(3.0)})
@@ -99,13 +101,13 @@ class Pickler(pickle._Pickler):
 
 def test_pickle_as_byol_has_it(tmp_path):
     """A dict with a named tuple of Haiku's mappings, by dill in protocol 2, as byol/utils/checkpointing.py saves it."""
-    state = Put("dill._dill", "_create_namedtuple", "_ByolExperimentState", ("online_params", "online_state", "opt_state"),
-                "byol.byol_experiment")
+    fields = "online_params", "online_state", "opt_state"
+    state = Put("dill._dill", "_create_namedtuple", "_ByolExperimentState", fields, "byol.byol_experiment")
     trace = Put("dill._dill", "_create_namedtuple", "TraceState", ("trace",), "optax._src.transform")
     mapping = lambda tree: Put("haiku._src.data_structures", "FlatMapping", tree)
     w, mean = ARRAYS["net/conv/w"], ARRAYS["large"]
-    tree = {"experiment_state": New(state, mapping({"res_net50/~/initial_conv": {"w": w}}),
-                                    mapping({"res_net50/~/bn/~/mean_ema": {"average": mean}}), (New(trace, {"w": w}), ())),
+    online = mapping({"res_net50/~/initial_conv": {"w": w}}), mapping({"res_net50/~/bn/~/mean_ema": {"average": mean}})
+    tree = {"experiment_state": New(state, *online, (New(trace, {"w": w}), ())),
             "step": 300_000, "rng": np.array([1, 2], np.uint32)}
     with open(tmp_path / "byol.pkl", "wb") as f:
         Pickler(f, protocol=2).dump(tree)
@@ -122,14 +124,15 @@ def test_pickle_of_an_older_numpy_and_of_python_2(tmp_path):
     same(files.read(tmp_path / "w.pkl"), {"a": ARRAYS["net/conv/w"]})
     # {"a": array([1., 2.])} of Python 2, whose str is bytes.
     raw = np.array([1, 2], "<f8").tobytes()
-    state = b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x10" + raw + b"tb"
-    (tmp_path / "2.pkl").write_bytes(b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-                                     + state + b"s.")
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    kind = b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    state = b"(K\x01K\x02\x85" + kind + b"\x89U\x10" + raw + b"tb"
+    (tmp_path / "2.pkl").write_bytes(b"\x80\x02}U\x01a" + array + state + b"s.")
     same(files.read(tmp_path / "2.pkl"), {"a": np.array([1.0, 2.0])})
 
 
 def test_safetensors_of_the_library(tmp_path):
-    arrays = {name: x for name, x in ARRAYS.items() if name not in ("columns", "net/half")}  # it saves neither from NumPy
+    arrays = {name: x for name, x in ARRAYS.items() if name not in ("columns", "net/half")}  # which it saves otherwise
     safetensors.numpy.save_file(arrays, tmp_path / "w.safetensors", {"format": "np"})
     found = files.read(tmp_path / "w.safetensors")
     same({name: found[name] for name in arrays}, arrays)
@@ -152,12 +155,12 @@ def test_safetensors_in_a_directory_and_in_shards(tmp_path):
 
 def test_tensorflow_checkpoints(tmp_path):
     import tensorflow as tf
+    wanted = {"base_model/conv2d/kernel": ARRAYS["net/conv/w"], "half": ARRAYS["net/half"], "step": ARRAYS["ids"]}
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        for name, x in {"base_model/conv2d/kernel": ARRAYS["net/conv/w"], "half": ARRAYS["net/half"], "step": ARRAYS["ids"]}.items():
+        for name, x in wanted.items():
             tf.compat.v1.get_variable(name, initializer=x)
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt-10"))
-    wanted = {"base_model/conv2d/kernel": ARRAYS["net/conv/w"], "half": ARRAYS["net/half"], "step": ARRAYS["ids"]}
     # Directories get moved: `checkpoint` names a place that is not there.
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/gone/model.ckpt-10"\n')
     for path in (tmp_path, tmp_path / "model.ckpt-10", tmp_path / "model.ckpt-10.index"):
@@ -171,8 +174,8 @@ def test_tensorflow_checkpoints(tmp_path):
 @pytest.mark.parametrize("old", [False, True])
 def test_torch(tmp_path, old):
     torch = pytest.importorskip("torch")
-    arrays = {"conv.weight": ARRAYS["net/conv/w"], "half": ARRAYS["net/half"], "step": np.asarray(3), "turned": ARRAYS["columns"],
-              "parameter": np.ones(2, np.float32)}
+    arrays = {"conv.weight": ARRAYS["net/conv/w"], "half": ARRAYS["net/half"], "step": np.asarray(3),
+              "turned": ARRAYS["columns"], "parameter": np.ones(2, np.float32)}
     state = {"conv.weight": torch.from_numpy(ARRAYS["net/conv/w"]), "half": torch.arange(6).bfloat16().reshape(2, 3),
              "step": torch.tensor(3), "turned": torch.from_numpy(np.ascontiguousarray(ARRAYS["columns"].T)).t(),
              "parameter": torch.nn.Parameter(torch.ones(2))}
@@ -193,7 +196,7 @@ def test_torch_that_is_not_there_or_has_holes_is_refused(tmp_path, monkeypatch, 
 def test_a_part_that_is_not_there_is_refused_with_what_is(tmp_path):
     np.savez(tmp_path / "w.npz", **{"teacher/w": np.ones(1), "student/w": np.ones(1)})
     same(files.read(f"{tmp_path}/w.npz:teacher"), {"w": np.ones(1)})
-    write.safetensors(tmp_path / "w.safetensors", {"vision.w": of(np.ones(1)), "text.w": of(np.ones(2))})  # as torch names
+    write.safetensors(tmp_path / "w.safetensors", {"vision.w": of(np.ones(1)), "text.w": of(np.ones(2))})
     same(files.read(f"{tmp_path}/w.safetensors:vision"), {"w": np.ones(1)})
     with pytest.raises(UsageError, match="no arrays below 'teach'; it has teacher, student$"):
         files.read(f"{tmp_path}/w.npz:teach")

@@ -32,7 +32,8 @@ SAFETENSORS = {
     "a header past the end": (stored({"a": entry()}, EIGHT, 2**62), "not a whole"),
     "a huge header": (stored(b"{}", EIGHT, 2**40), "not a whole"), "no JSON": (stored(b"{'a': 1}", EIGHT), "JSON"),
     "no object": (stored([1], EIGHT), "JSON object"), "no UTF-8": (stored(b'{"\xff": 1}'), "JSON"),
-    "nested without end": (stored(b"[" * 200_000), "recursion|JSON"), "a huge integer": (stored(b'{"a": %s}' % (b"9" * 10_000)), "."),
+    "nested without end": (stored(b"[" * 200_000), "recursion|JSON"),
+    "a huge integer": (stored(b'{"a": %s}' % (b"9" * 10_000)), "integer|digits"),
     "overlapping": (stored({"a": entry(), "b": entry(4, 12)}, bytes(12)), "overlap"),
     "the same place twice": (stored({"a": entry(), "b": entry()}, EIGHT), "overlap"),
     "a hole": (stored({"a": entry(), "b": entry(12, 20)}, bytes(20)), "bytes that are of none"),
@@ -45,15 +46,18 @@ SAFETENSORS = {
     "a shape of floats": (stored({"a": entry(shape=(2.0,))}, EIGHT), "no possible shape"),
     "a shape of truths": (stored({"a": entry(shape=(True, 2))}, EIGHT), "no possible shape"),
     "an unknown type": (stored({"a": entry(dtype="F4")}, EIGHT), "a is F4; it has to be stored as F32"),
-    "no entry": (stored({"a": 3}, EIGHT), "no possible shape"), "no offsets": (stored({"a": {"dtype": "F32"}}, EIGHT), "no possible"),
-    "a name twice": (stored(b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}", EIGHT), "a twice"),
+    "no entry": (stored({"a": 3}, EIGHT), "no possible shape"),
+    "no offsets": (stored({"a": {"dtype": "F32"}}, EIGHT), "no possible shape"),
+    "a name twice": (stored(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2), EIGHT), "a twice"),
     "a name upwards": (stored({"../a": entry()}, EIGHT), r"named '\.\./a'"),
     "a name upwards within": (stored({"a/../../b": entry()}, EIGHT), "which no library writes"),
     "a name upwards of Windows": (stored({"a\\..\\b": entry()}, EIGHT), "which no library writes"),
     "an absolute name": (stored({"/etc/passwd": entry()}, EIGHT), "which no library writes"),
     "a name with a NUL": (stored({"a\0b": entry()}, EIGHT), r"'a\\x00b'"),
-    "a name of lines": (stored({"a\nb": entry()}, EIGHT), r"'a\\nb'"), "an escape code": (stored({"\x1b[2J": entry()}, EIGHT), "x1b"),
-    "a long name": (stored({"a" * 10**5: entry()}, EIGHT), "aaa"), "no name": (stored({"": entry()}, EIGHT), "named ''"),
+    "a name of lines": (stored({"a\nb": entry()}, EIGHT), r"'a\\nb'"),
+    "an escape code": (stored({"\x1b[2J": entry()}, EIGHT), "x1b"),
+    "a long name": (stored({"a" * 10**5: entry()}, EIGHT), "aaa"),
+    "no name": (stored({"": entry()}, EIGHT), "named ''"),
     "no tensors": (stored({}), "no arrays"),
 }
 
@@ -81,8 +85,9 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, refuse):
     refuse("w.safetensors", "shorter", cut)
 
 
-@pytest.mark.parametrize("file", ["../w.safetensors", "/tmp/w.safetensors", "a/../../w.safetensors", "..\\w.safetensors",
-                                  "w\0.safetensors", "w\n.safetensors", "", "..", "w.pkl", 3, None])
+@pytest.mark.parametrize("file", [
+    "../w.safetensors", "/tmp/w.safetensors", "a/../../w.safetensors", "..\\w.safetensors", "w\0.safetensors",
+    "w\n.safetensors", "", "..", "w.pkl", 3, None])
 def test_shards_outside_the_directory(tmp_path, refuse, file):
     (tmp_path / "model").mkdir()
     write.safetensors(tmp_path / "w.safetensors", {"a": of(np.ones(3))})
@@ -181,7 +186,7 @@ def test_torch_files_with_payloads(tmp_path, refuse):
     torch.save({"w": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "w.pt")
     refuse("w.pt", "larger than the file")
     torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
-    refuse("w.pt", "store it dense")
+    refuse("w.pt", "have it stored dense")
     bomb = [torch.ones(1)]
     for _ in range(50):
         bomb = [bomb, bomb]

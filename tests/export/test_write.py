@@ -28,7 +28,7 @@ def test_the_library_reads_it_back(tmp_path):
         assert f.metadata() == {"format": "pt", "text": "é\n"} and set(f.keys()) == set(ARRAYS)
         for name in set(ARRAYS) - {"brain"}:  # bfloat16, which the library's NumPy side has not
             x = f.get_tensor(name)
-            assert x.dtype == ARRAYS[name].dtype and np.array_equal(x, ARRAYS[name]) and x.shape == ARRAYS[name].shape, name
+            assert x.dtype == ARRAYS[name].dtype and np.array_equal(x, ARRAYS[name]), name
     brain = dict(safetensors.deserialize(path.read_bytes()))["brain"]
     assert (brain["dtype"], brain["shape"], bytes(brain["data"])) == ("BF16", [3], ARRAYS["brain"].tobytes())
     assert list(files.read(path)) == list(ARRAYS)
@@ -149,8 +149,9 @@ print(made, peak() - base)
 @pytest.mark.slow
 def test_memory_holds_a_tensor_and_not_the_file(tmp_path):
     """400 MiB in tensors of 20 MiB, written, and read and written again."""
-    done = subprocess.run([sys.executable, "-c", CHILD, tmp_path / "1.safetensors", tmp_path / "2.safetensors"], text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])})
+    command = [sys.executable, "-c", CHILD, tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run(command, text=True, capture_output=True, env=env)
     for path in tmp_path.iterdir():
         path.unlink()
     assert done.returncode == 0, done.stderr

@@ -171,6 +171,8 @@ def test_init_is_jittable_and_reads_only_the_shape():
     (dict(name="resnet", width=0.3), "width=0.3, wanted a factor"),
     (dict(name="resnet", width=0), "width=0, wanted a factor"),
     (dict(name="resnet", stem="cifar10"), "stem='cifar10', wanted imagenet or cifar"),
+    (dict(name="resnet", widths=(8, 8)), "widths=(8, 8) width=1, wanted five whole numbers"),
+    (dict(name="resnet", widths=(8, 8, 8, 8, 8), width=2), "width=2, wanted five whole numbers above 0"),
     (dict(name="resnet", layout="keras"), "layout='keras', wanted simclr, torch or haiku"),
     (dict(name="resnet", dtype="float16"), "dtype='float16', wanted float32 or bfloat16"),
     (dict(name="resnet", bn="sync"), "nets/resnet: bn='sync', wanted"),

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from simclr_jax import build, config as configs, dist, names
 from simclr_jax.errors import UsageError
-from simclr_jax.nets import convnet, modified_resnet, resnet, text, vit
+from simclr_jax.nets import bert, convnet, htsat, modified_resnet, resnet, text, vit
 from runs import ROOT
 
 IMAGES = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
@@ -18,6 +18,10 @@ NETS = {
     "vit": (vit.make, dict(width=32, depth=4, heads=2, patch=4, image=32), IMAGES),
     "text": (text.make, dict(vocab=40, length=16, eot=39, width=32, depth=4, heads=2),
              jax.ShapeDtypeStruct((8, 16), jnp.int32)),
+    "bert": (bert.make, dict(vocab=40, length=16, width=16, depth=3, heads=2),
+             jax.ShapeDtypeStruct((8, 16), jnp.int32)),
+    "htsat": (htsat.make, dict(mels=8, side=32, width=16, depths=(3,), heads=(2,), window=4),
+              jax.ShapeDtypeStruct((8, 100, 8), jnp.float32)),
 }
 
 

@@ -17,6 +17,8 @@ ORACLES = {  # how the net is made, its table, the original's outputs that are t
     "timm_vit": (dict(mlp=96), weights.timm_vit),
     "timm_vit_reg_ls": (dict(registers=4, position_on_class=False, layer_scale=1e-5), weights.timm_vit),
     "hf_dinov2": (dict(mlp=96, layer_scale=0.7), weights.hf_dinov2),
+    "hf_dinov2_swiglu": (dict(mlp_kind="swiglu", mlp=48, layer_scale=0.7), weights.hf_dinov2_swiglu),
+    "hf_vit": (dict(mlp=64, eps=1e-12, pool="pooler"), weights.hf_vit),
 }
 
 
@@ -45,15 +47,16 @@ def oracle(name, dtype):
             elif name == "timm_vit_reg_ls":
                 out = {"tokens": h["tokens"]}
             else:
-                big = net.apply(params, {}, cast(z.images("in/pixel_values_big")), train=True)[0]
-                out = {"last": h["tokens"], "pooled": h["pooled"], "last_big": big["tokens"]}
+                out = {"last": h["tokens"], "pooled": h["pooled"]}
+            if name == "hf_dinov2":
+                out["last_big"] = net.apply(params, {}, cast(z.images("in/pixel_values_big")), train=True)[0]["tokens"]
             return sum(map(mean_square, out.values())), out
 
         (_, out), grads = weights.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return z, jax.tree.map(np.asarray, out), weights.flat(jax.tree.map(np.asarray, grads)), table
 
 
-FAST = [("hf_dinov2", "float32"), ("timm_vit_reg_ls", "float64")]
+FAST = [("hf_dinov2", "float32"), ("timm_vit_reg_ls", "float64"), ("hf_dinov2_swiglu", "float32")]
 CASES = FAST + [pytest.param(n, d, marks=pytest.mark.slow) for n in ORACLES for d in ("float32", "float64")
                 if (n, d) not in FAST]
 
@@ -77,9 +80,9 @@ def test_gradients_are_the_originals(name, dtype):
     weights.same_gradients(grads, z.gradients(table), 1e-3 if dtype == "float32" else 1e-6)
 
 
-# timm's nets of these names, without a classifier.
+# timm's nets of these names, without a classifier; g2 is its vit_giant_patch14_dinov2 at 224 pixels, with LayerScale.
 COUNTS = {"Ti": (16, 5_524_416), "S": (16, 21_665_664), "B": (16, 85_798_656), "L": (16, 303_301_632),
-          "H": (14, 630_764_800), "g": (14, 1_011_202_432)}
+          "H": (14, 630_764_800), "g": (14, 1_011_202_432), "g2": (14, 1_134_769_664)}
 
 
 def count(net, x):
@@ -89,7 +92,7 @@ def count(net, x):
 @pytest.mark.parametrize("size", COUNTS)
 def test_parameter_counts_are_the_published(size):
     patch, published = COUNTS[size]
-    net = vit.make(size=size, patch=patch, scan=True)
+    net = vit.make(size=size, patch=patch, scan=True, layer_scale=1e-5 if size == "g2" else 0.0)
     assert count(net, jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)) == published
 
 
@@ -169,6 +172,15 @@ def test_interpolation():
                                                                      table[1:].reshape(3, 4, 5)), atol=1e-6)
 
 
+def test_a_gated_mlp_is_as_large_as_a_plain_one():
+    """By default two thirds of 4 * width behind the gate, as in DINOv2: of width 48, 128 channels; of 1536, g2's."""
+    plain, gated = (vit.make(width=48, depth=1, heads=4, patch=8, image=8, mlp_kind=k) for k in ("gelu", "swiglu"))
+    shapes = [jax.eval_shape(n.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))[0]["stack"]["block1"]["mlp"]
+              for n in (plain, gated)]
+    assert [s["fc1"]["kernel"].shape for s in shapes] == [(48, 192), (48, 256)]
+    assert shapes[1]["fc2"]["kernel"].shape == (128, 48) and vit._gated(4 * 1536) == vit.SIZES["g2"][3]
+
+
 def test_sines():
     """Both forms written out position by position."""
     h, w, d = 3, 5, 16
@@ -239,7 +251,9 @@ def test_draws_of_one_kind_are_one_draw():
     (dict(TINY, heads=5), "width=32 is no multiple of heads=5"),
     (dict(TINY, image=30), "image=30 is no multiple of patch=8"),
     (dict(TINY, class_token=False), "pool='cls' needs class_token=True"),
-    (dict(TINY, pool="gap"), "pool='gap', wanted cls, mean, map"),
+    (dict(TINY, class_token=False, pool="pooler"), "pool='pooler' needs class_token=True"),
+    (dict(TINY, pool="gap"), "pool='gap', wanted cls, pooler, mean, map"),
+    (dict(TINY, mlp_kind="glu"), "mlp_kind='glu', wanted gelu or swiglu"),
     (dict(TINY, posemb="rope"), "posemb='rope', wanted learned, sincos"),
     (dict(TINY, init="timm"), "init='timm', wanted vit, clip"),
     (dict(TINY, gelu="relu"), "gelu='relu', wanted erf, tanh, quick"),

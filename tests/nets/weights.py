@@ -138,8 +138,8 @@ def _projection(theirs):
 def hf_clap(depths, depth):
     """(audio, its statistics, text) of transformers' ClapModel."""
     at = "audio_model.audio_encoder."
-    audio = {**_norm("bn", at + "batch_norm"), **_norm("norm_pre", at + "patch_embed.norm"), **_norm("norm", at + "norm"),
-             "patches/kernel": ("conv", at + "patch_embed.proj.weight"),
+    audio = {**_norm("bn", at + "batch_norm"), **_norm("norm_pre", at + "patch_embed.norm"),
+             **_norm("norm", at + "norm"), "patches/kernel": ("conv", at + "patch_embed.proj.weight"),
              "patches/bias": ("as is", at + "patch_embed.proj.bias"), **_projection("audio_projection")}
     for i, blocks in enumerate(depths):
         stage = f"{at}layers.{i}."
