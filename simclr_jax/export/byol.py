@@ -19,8 +19,9 @@ from simclr_jax.export.rows import count
 from simclr_jax.nets.resnet import BLOCKS
 
 FIRST = re.compile(r"((?:experiment_state/)?)online_params/(res_net\d+)/~/initial_conv/w")
-IGNORED = (r"(experiment_state/)?(target_params|target_state|opt_state)/.*", r"(experiment_state/)?online_params/predictor/.*",
-           r"(experiment_state/)?online_state/predictor/.*", r".*/(mean_ema|var_ema)/(hidden|counter)", "rng", "step")
+IGNORED = (r"(experiment_state/)?(target_params|target_state|opt_state)/.*",
+           r"(experiment_state/)?(online_params|online_state)/predictor/.*", r".*/(mean_ema|var_ema)/(hidden|counter)",
+           "rng", "step")
 CROP = dict(proportion=224 / (224 + 32), floor=True)  # dataset.py, _decode_and_center_crop
 
 
@@ -32,14 +33,15 @@ def read(weights, config: dict, where: str) -> Found:
     """
     match = next(filter(None, map(FIRST.fullmatch, weights)), None)
     if match is None:
-        raise UsageError(f"{where}: it has no experiment_state/online_params/res_net*/~/initial_conv/w; wanted a checkpoint of "
-                         "BYOL's pretraining, such as pretrain_res50x1.pkl")
+        raise UsageError(f"{where}: it has no experiment_state/online_params/res_net*/~/initial_conv/w; wanted a "
+                         "checkpoint of BYOL's pretraining, such as pretrain_res50x1.pkl")
     at, net = match[1], match[2]
     if any("/final_batchnorm/" in name for name in weights):
         raise UsageError(f"{where}: its ResNet normalises before each convolution (resnet_v2), which no net here does")
     params, state = at + "online_params/", at + "online_state/"
     spec = _describe(weights, f"{params}{net}/~/", where)
-    layout = Layout(tuple(_resnet(spec, f"{net}/~/", params, state)), (re.escape(params) + "classifier/.*",), ignored=IGNORED)
+    table = _resnet(spec, f"{net}/~/", params, state)
+    layout = Layout(tuple(table), (re.escape(params) + "classifier/.*",), ignored=IGNORED)
     nets, layout = with_head({"backbone": spec}, layout, _head(weights, params, state))
     view = {"eval": [["center_crop", CROP], ["resize", dict(size=224)], ["normalize", found.IMAGENET]]}
     return Found(nets, layout, view)
@@ -56,25 +58,23 @@ def _describe(weights, at, where) -> dict:
 
 
 def _resnet(net, at, params, state):
-    rows = _unit("backbone/stem/{}", f"{at}initial_conv", f"{at}initial_batchnorm", params, state)
+    units = [("stem/{}", f"{at}initial_{{}}")]
     for stage, blocks in enumerate(BLOCKS[net["depth"]], 1):
         for j in range(blocks):
-            ours, theirs = f"backbone/stage{stage}/block{j + 1}", f"{at}block_group_{stage - 1}/~/block_{j}/~/"
-            for k in range(3 if net["depth"] >= 50 else 2):
-                rows += _unit(f"{ours}/{{}}{k + 1}", f"{theirs}conv_{k}", f"{theirs}batchnorm_{k}", params, state)
-            if j == 0:  # of every group, networks.py
-                rows += _unit(f"{ours}/downsample/{{}}", f"{theirs}shortcut_conv", f"{theirs}shortcut_batchnorm", params, state)
+            ours, theirs = f"stage{stage}/block{j + 1}", f"{at}block_group_{stage - 1}/~/block_{j}/~/"
+            units += [(f"{ours}/{{}}{k + 1}", f"{theirs}{{}}_{k}") for k in range(3 if net["depth"] >= 50 else 2)]
+            units += [(f"{ours}/downsample/{{}}", f"{theirs}shortcut_{{}}")] * (j == 0)  # of every group, networks.py
+    rows = []
+    for ours, theirs in units:
+        rows.append(row(f"backbone/{ours.format('conv')}/kernel", "as is", f"{params}{theirs.format('conv')}/w"))
+        rows += _norm("backbone", ours.format("bn"), theirs.format("batchnorm"), params, state, "inner3")
     return rows
-
-
-def _unit(ours, conv, norm, params, state) -> list[Row]:
-    return [row(f"{ours.format('conv')}/kernel", "as is", f"{params}{conv}/w"),
-            *_norm("backbone", ours.format("bn").removeprefix("backbone/"), norm, params, state, "inner3")]
 
 
 def _norm(role, ours, norm, params, state, way, *bias) -> list[Row]:
     """bias: of the layer before it, which its mean is less by."""
-    return [row(f"{role}/{ours}/scale", way, f"{params}{norm}/scale"), row(f"{role}/{ours}/bias", way, f"{params}{norm}/offset"),
+    return [row(f"{role}/{ours}/scale", way, f"{params}{norm}/scale"),
+            row(f"{role}/{ours}/bias", way, f"{params}{norm}/offset"),
             row(f"{role}/stats/{ours}/mean", "less" if bias else way, f"{state}{norm}/~/mean_ema/average", *bias),
             row(f"{role}/stats/{ours}/var", way, f"{state}{norm}/~/var_ema/average")]
 
@@ -86,6 +86,7 @@ def _head(weights, params, state) -> Head | None:
     hidden, out = (weights[f"{params}projector/{name}/w"].shape[1] for name in ("linear", "linear_1"))
     rows = [row(f"projector/layer{i}/dense/kernel", "as is", f"{params}projector/{name}/w")
             for i, name in ((1, "linear"), (2, "linear_1"))]
-    rows += _norm("projector", "layer1/bn", "projector/batch_norm", params, state, "inner", f"{params}projector/linear/b")
+    bias = f"{params}projector/linear/b"
+    rows += _norm("projector", "layer1/bn", "projector/batch_norm", params, state, "inner", bias)
     return Head(dict(name="mlp", layers=2, hidden=hidden, out=out, last_bn=False), tuple(rows),
                 {"projector/layer2/dense/bias": np.zeros(out, np.float32)})

@@ -1,8 +1,8 @@
 """Checkpoints of DINO (facebookresearch/dino, Apache-2.0: main_dino.py, vision_transformer.py, utils.py, hubconf.py).
 Read only.
 
-Released backbones, ViT or ResNet-50, and whole checkpoints {"student", "teacher", "optimizer", "dino_loss"}, of which the
-teacher is taken. Its net is evaluated in bicubic pictures of 224 (eval_linear.py, eval_knn.py).
+Released backbones, ViT or ResNet-50, and whole checkpoints {"student", "teacher", "optimizer", "dino_loss"}, of which
+the teacher is taken. Its net is evaluated in bicubic pictures of 224 (eval_linear.py, eval_knn.py).
 """
 import re
 
@@ -25,7 +25,8 @@ def read(weights, config: dict, where: str) -> Found:
         raise UsageError(f"{where}: it is an XCiT, which no net here is; take a ViT or the ResNet-50 of DINO")
     at = rows.ahead(weights, ("patch_embed.proj.weight", "conv1.weight"), *AHEAD)
     if at is None:
-        raise UsageError(f"{where}: it has no patch_embed.proj.weight and no conv1.weight; wanted a backbone or a checkpoint of DINO")
+        raise UsageError(f"{where}: it has no patch_embed.proj.weight and no conv1.weight; wanted a backbone or a "
+                         "checkpoint of DINO")
     if at + "conv1.weight" in weights:
         net = torch_resnet.describe(weights, where, at)
         table = torch_resnet.layout("backbone", net, at).rows

@@ -9,7 +9,7 @@ import math
 import re
 
 from simclr_jax.errors import UsageError
-from simclr_jax.export import found, heads, rows
+from simclr_jax.export import found, rows
 from simclr_jax.export.found import Found
 from simclr_jax.export.layout import Layout, row
 
@@ -31,10 +31,11 @@ def read(weights, config: dict, where: str) -> Found:
         raise UsageError(f"{where}: it has no mask_token, as all backbones of DINOv2 have; is it timm's or DINO's?")
     net, places = _net(inner, where)
     table = rows.below(at, _rows("backbone", net, places))
-    ignored = (r"(.*\.)?(dino_head|ibot_head)\..*", r"(optimizer|scheduler)\..*", heads.COUNTERS)
+    ignored = (r"(.*\.)?(dino_head|ibot_head)\..*", r"(optimizer|scheduler)\..*")
+    ignored += (r"student\..*",) * at.startswith("teacher.")
     size = 224 if net["image"] == 518 else net["image"]
-    return Found({"backbone": net}, Layout(tuple(table), ignored=ignored + (r"student\..*",) * at.startswith("teacher.")),
-                 found.view(size, **found.IMAGENET, crop=0.875))
+    view = found.view(size, **found.IMAGENET, crop=0.875)
+    return Found({"backbone": net}, Layout(tuple(table), ignored=ignored), view)
 
 
 def _net(weights, where):
@@ -44,23 +45,25 @@ def _net(weights, where):
     positions = weights["pos_embed"].shape[1]
     side = math.isqrt(positions - 1)
     if side ** 2 != positions - 1 or sorted(places) != list(range(len(places))) or not places:
-        raise UsageError(f"{where}: it has positions for {positions} tokens and blocks {sorted(places)}, wanted a class token and a "
-                         "square of patches, and blocks from 0 on")
+        raise UsageError(f"{where}: it has positions for {positions} tokens and blocks {sorted(places)}, wanted a class "
+                         "token and a square of patches, and blocks from 0 on")
     gated = places[0] + "mlp.w12.weight" in weights
     mlp = weights[places[0] + ("mlp.w3.weight" if gated else "mlp.fc2.weight")].shape[1]
-    return dict(name="vit", width=width, depth=len(places), heads=max(1, width // 64), mlp=mlp, patch=patch, image=side * patch,
-                registers=weights["register_tokens"].shape[1] if "register_tokens" in weights else 0, mask_token=True,
-                layer_scale=1.0 if places[0] + "ls1.gamma" in weights else 0.0, mlp_kind="swiglu" if gated else "gelu",
-                eps=1e-6), places
+    registers = weights["register_tokens"].shape[1] if "register_tokens" in weights else 0
+    return dict(name="vit", width=width, depth=len(places), heads=max(1, width // 64), mlp=mlp, patch=patch,
+                image=side * patch, registers=registers, mask_token=True, mlp_kind="swiglu" if gated else "gelu",
+                layer_scale=1.0 if places[0] + "ls1.gamma" in weights else 0.0, eps=1e-6), places
 
 
 def _rows(role, net, places):
     table = rows.conv(f"{role}/patches", "patch_embed.proj", bias=True) + rows.norm(f"{role}/norm", "norm")
     table += [row(f"{role}/class_token/embedding", "inner", "cls_token"),
-              row(f"{role}/positions/embedding", "inner", "pos_embed"), row(f"{role}/mask_token/embedding", "as is", "mask_token")]
+              row(f"{role}/positions/embedding", "inner", "pos_embed"),
+              row(f"{role}/mask_token/embedding", "as is", "mask_token")]
     table += [row(f"{role}/registers/embedding", "inner", "register_tokens")] * bool(net["registers"])
     mlp = ("mlp.w12", "mlp.w3") if net["mlp_kind"] == "swiglu" else ("mlp.fc1", "mlp.fc2")
-    blocks = rows.blocks(role, net["depth"], "<{}>", norms=("norm1", "norm2"), qkv=("attn.qkv",), out="attn.proj", mlp=mlp,
-                         scales=("ls1.gamma", "ls2.gamma") if net["layer_scale"] else ())
+    scales = ("ls1.gamma", "ls2.gamma") if net["layer_scale"] else ()
+    blocks = rows.blocks(role, net["depth"], "<{}>", norms=("norm1", "norm2"), qkv=("attn.qkv",), out="attn.proj",
+                         mlp=mlp, scales=scales)
     placed = lambda name: re.sub(r"^<(\d+)>", lambda m: places[int(m[1])], name)
     return table + [r._replace(parts=tuple(p._replace(name=placed(p.name)) for p in r.parts)) for r in blocks]

@@ -23,7 +23,7 @@ class Head(NamedTuple):
 
 
 def sequential(role: str, weights, at: str, activation: str = "relu") -> Head | None:
-    """The head whose layers are `at`.weight, or `at`.0.weight, `at`.2.weight and so on with norms and activations between.
+    """The head whose layers are `at`.weight, or `at`.0.weight, `at`.2.weight and so on, norms and activations between.
 
     Args:
       role: ours. weights: {name: Tensor}. activation: that of nets/mlp; a file does not hold it.
@@ -48,8 +48,9 @@ def sequential(role: str, weights, at: str, activation: str = "relu") -> Head | 
     normed = {bool(norm) for _, norm in inner}
     if len(normed) > 1 or len(set(out[:-1])) > 1 or f"{last}.bias" in weights:
         return None  # hidden layers of several kinds, or a last norm that shifts
-    net = dict(name="mlp", layers=len(layers), hidden=out[0] if inner else 0, out=out[-1], hidden_bn=True in normed or not inner,
-               last_bn=bool(last), last_scale=f"{last}.weight" in weights or not last, activation=activation)
+    net = dict(name="mlp", layers=len(layers), hidden=out[0] if inner else 0, out=out[-1],
+               hidden_bn=True in normed or not inner, last_bn=bool(last),
+               last_scale=not last or f"{last}.weight" in weights, activation=activation)
     rows, lacking = [], {}
     for i, (linear, norm) in enumerate(layers, 1):
         ours, bias = f"{role}/layer{i}", (f"{linear}.bias",) if f"{linear}.bias" in weights else ()
@@ -59,8 +60,8 @@ def sequential(role: str, weights, at: str, activation: str = "relu") -> Head | 
         elif not norm:
             lacking[f"{ours}/dense/bias"] = np.zeros(out[i - 1], np.float32)
         else:
-            rows += [row(f"{ours}/bn/{mine}", "as is", f"{norm}.{theirs}") for mine, theirs in (("scale", "weight"), ("bias", "bias"))
-                     if f"{norm}.{theirs}" in weights]
+            rows += [row(f"{ours}/bn/{mine}", "as is", f"{norm}.{theirs}")
+                     for mine, theirs in (("scale", "weight"), ("bias", "bias")) if f"{norm}.{theirs}" in weights]
             mean = f"{role}/stats/layer{i}/bn/mean"
             rows += [row(mean, "less" if bias else "as is", f"{norm}.running_mean", *bias),
                      row(f"{role}/stats/layer{i}/bn/var", "as is", f"{norm}.running_var")]
@@ -71,4 +72,5 @@ def with_head(nets: dict, layout: Layout, head: Head | None, role: str = "projec
     """({role: net}, layout) of nets and a head, if there is one."""
     if head is None:
         return nets, layout
-    return {**nets, role: head.net}, layout._replace(rows=layout.rows + head.rows, lacking={**layout.lacking, **head.lacking})
+    rows, lacking = layout.rows + head.rows, layout.lacking | head.lacking
+    return {**nets, role: head.net}, layout._replace(rows=rows, lacking=lacking)

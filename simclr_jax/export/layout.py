@@ -23,7 +23,7 @@ WAYS = {
     "inner2": (lambda a: a[0, 0], lambda a: a[None, None]),
     "inner3": (lambda a: a[0, 0, 0], lambda a: a[None, None, None]),
     "row": (lambda a: a[None], lambda a: a[0]),  # ours has
-    # The first part less the second: of a norm's running mean the bias of the layer before it, which no norm lets through.
+    # The first part less the second: of a running mean the bias of the layer before it, which no norm lets through.
     "less": (lambda a: np.subtract(*np.split(a, 2)), lambda a: np.concatenate([a, np.zeros_like(a)])),
 }
 

@@ -16,7 +16,8 @@ from simclr_jax.export.layout import Layout
 from simclr_jax.nets import posemb
 
 AHEAD = ("", "state_dict.", "model."), ("module.", ""), ("encoder_q.", "base_encoder.", "")
-IGNORED = (r"(.*\.)?(encoder_k|momentum_encoder|predictor)\..*", r"(.*\.)?queue(_ptr)?", r"(optimizer|scaler)\..*", heads.COUNTERS)
+IGNORED = (r"(.*\.)?(encoder_k|momentum_encoder|predictor)\..*", r"(.*\.)?queue(_ptr)?", r"(optimizer|scaler)\..*",
+           heads.COUNTERS)
 HEADS = 12  # of both its vision transformers, 32 numbers each in the small one
 
 
@@ -28,11 +29,11 @@ def read(weights, config: dict, where: str) -> Found:
     """
     at = rows.ahead(weights, ("conv1.weight", "patch_embed.proj.weight", "patch_embed.proj.0.weight"), *AHEAD)
     if at is None:
-        raise UsageError(f"{where}: it has no encoder_q and no base_encoder, neither a ResNet nor a vision transformer; wanted a "
+        raise UsageError(f"{where}: it has no encoder_q and no base_encoder, neither a ResNet nor a ViT; wanted a "
                          "checkpoint of moco or moco-v3")
     if at + "patch_embed.proj.0.weight" in weights:
-        raise UsageError(f"{where}: its vision transformer begins with convolutions (vit_conv_*), which nets/vit has not; take "
-                         "vit_small or vit_base")
+        raise UsageError(f"{where}: its vision transformer begins with convolutions (vit_conv_*), which nets/vit has "
+                         "not; take vit_small or vit_base")
     resnet = at + "conv1.weight" in weights
     net, table = _resnet(weights, at, where) if resnet else _vit(weights, at, where)
     last = at + ("fc" if resnet else "head")
@@ -53,8 +54,8 @@ def _vit(weights, at, where):
     table = weights[at + "pos_embed"].read()[0]
     side = math.isqrt(len(table) - 1)
     if width % HEADS or len(table) != side ** 2 + 1:
-        raise UsageError(f"{where}: {at}pos_embed has shape {table.shape}, wanted a class token, a square of patches and a width "
-                         f"that is a multiple of {HEADS}")
+        raise UsageError(f"{where}: {at}pos_embed has shape {table.shape}, wanted a class token, a square of "
+                         f"patches and a width that is a multiple of {HEADS}")
     sines = np.concatenate([np.zeros((1, width)), posemb.sincos(side, side, width)])
     fixed = np.allclose(table, sines, atol=1e-4)  # as they leave training, unless someone has trained them
     net = dict(name="vit", width=width, depth=rows.count(weights, re.escape(at) + r"blocks\.(\d+)\."), heads=HEADS,

@@ -87,7 +87,7 @@ def count(names, pattern: str) -> int:
 
 
 def ahead(weights, markers: tuple[str, ...], *parts: tuple[str, ...]) -> str | None:
-    """What stands before the names of a net, joined of one of each of `parts`: the first with which a marker is there."""
+    """What stands before the names of a net: of all that are joined of one each of `parts`, the first with a marker."""
     return next((at for at in map("".join, itertools.product(*parts)) if any(at + m in weights for m in markers)), None)
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints of SimCLR v1 and v2 (google-research/simclr, Apache-2.0: resnet.py, model.py, model_util.py of TensorFlow 1,
-tf2/resnet.py, tf2/model.py, tf2/run.py). Read only.
+"""Checkpoints of SimCLR v1 and v2 (google-research/simclr, Apache-2.0: resnet.py, model.py, model_util.py of TensorFlow
+1, tf2/resnet.py, tf2/model.py, tf2/run.py). Read only.
 
 TensorFlow 1 numbers its layers as they are made: base_model/conv2d, conv2d_1, ..., in a block the shortcut first. The
-checkpoints of tf2/run.py name them by place: model/resnet_model/block_groups/0/layers/0/... The SavedModels published for
-TensorFlow 2 name them by a number that differs between versions of Keras, so they are not read; the same weights are
-published for TensorFlow 1. Pictures stay in [0, 1].
+checkpoints of tf2/run.py name them by place: model/resnet_model/block_groups/0/layers/0/... The SavedModels published
+for TensorFlow 2 name them by numbers in lists that Keras makes, so they are not read; the same weights are published
+for TensorFlow 1. Pictures stay in [0, 1].
 """
 import re
 
@@ -15,10 +15,11 @@ from simclr_jax.export.layout import Layout, row
 from simclr_jax.export.rows import count
 from simclr_jax.nets.resnet import BLOCKS
 
-TF1, TF2 = "base_model/conv2d/kernel", "model/resnet_model/initial_conv_relu_max_pool/0/conv2d/kernel/.ATTRIBUTES/VARIABLE_VALUE"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-NORM = (("{}/scale", "gamma"), ("{}/bias", "beta"), ("stats/{}/mean", "moving_mean"), ("stats/{}/var", "moving_variance"))
-IGNORED = (r".*/(Momentum|Adam|Adam_1|ExponentialMovingAverage)", r"global_step", r"beta[12]_power", r".*/\.OPTIMIZER_SLOT/.*",
+TF1 = "base_model/conv2d/kernel"
+TF2 = "model/resnet_model/initial_conv_relu_max_pool/0/conv2d/kernel" + VALUE
+NORM = {"{}/scale": "gamma", "{}/bias": "beta", "stats/{}/mean": "moving_mean", "stats/{}/var": "moving_variance"}
+IGNORED = (r".*/(Momentum|Adam|Adam_1)", "global_step", r"beta[12]_power", r".*/\.OPTIMIZER_SLOT/.*",
            r"(optimizer|save_counter|global_step)(/.*)?" + re.escape(VALUE))
 
 
@@ -31,12 +32,13 @@ def read(weights, config: dict, where: str) -> Found:
     old = TF1 in weights
     if not old and TF2 not in weights:
         saved = any(name.startswith("trainable_variables_list/") for name in weights)
-        raise UsageError(f"{where}: " + ("it is a SavedModel, whose names do not say which array is which; give the checkpoint of "
-                                         "TensorFlow 1 of the same net (gs://simclr-checkpoints)" if saved else
-                                         "it has neither base_model/conv2d nor model/resnet_model; wanted a checkpoint of SimCLR"))
+        raise UsageError(f"{where}: " + (
+            "it is a SavedModel, whose names do not say which array is which; give the checkpoint of TensorFlow 1 of the "
+            "same net (gs://simclr-checkpoints)" if saved else
+            "it has neither base_model/conv2d nor model/resnet_model; wanted a checkpoint of SimCLR"))
     if _selective(weights, old):
-        raise UsageError(f"{where}: its ResNet has selective kernels (sk_ratio above 0), which no net here has; take one with sk0 in "
-                         "its name")
+        raise UsageError(f"{where}: its ResNet has selective kernels (sk_ratio above 0), which no net here has; take one "
+                         "with sk0 in its name")
     kernel = weights[TF1 if old else TF2].shape
     depth = _depth(weights, old, where)
     small = kernel[0] == 3
@@ -54,7 +56,7 @@ def read(weights, config: dict, where: str) -> Found:
 def _selective(weights, old) -> bool:
     if not old:
         return any("/initial_conv_relu_max_pool/1/bn/" in name for name in weights)
-    second = weights.get("base_model/conv2d_1/kernel")  # the first shortcut, 1x1, unless the stem has three convolutions
+    second = weights.get("base_model/conv2d_1/kernel")  # the first shortcut, 1x1, if the stem is one convolution
     return second is not None and second.shape[0] == 3
 
 
@@ -74,22 +76,28 @@ def _depth(weights, old, where) -> int:
 
 
 def _units(depth, named):
-    """(ours with {} for conv or bn, their convolution, their norm), as `named` says, in the order TensorFlow 1 makes them."""
+    """(ours with {} for conv or bn, their convolution, their norm) in the order that TensorFlow 1 makes them.
+
+    named: as `_numbered`.
+    """
     n, k = (3 if depth >= 50 else 2), 0
     yield "stem/{}", *named(depth, 0, None, 0, 0)
     for stage, blocks in enumerate(BLOCKS[depth], 1):
         for j in range(blocks):
             for i in range(0 if j == 0 else 1, n + 1):  # 0 is the shortcut
                 k += 1
-                yield f"stage{stage}/block{j + 1}/" + (f"{{}}{i}" if i else "downsample/{}"), *named(depth, k, stage - 1, j, i)
+                ours = f"stage{stage}/block{j + 1}/" + (f"{{}}{i}" if i else "downsample/{}")
+                yield ours, *named(depth, k, stage - 1, j, i)
 
 
 def _numbered(depth, k, stage, j, i):
+    """The k-th convolution and its norm: of block j of a stage the i-th, or of the stem, where stage is None."""
     end = f"_{k}" if k else ""
     return f"base_model/conv2d{end}/kernel", f"base_model/batch_normalization{end}"
 
 
 def _placed(depth, k, stage, j, i):
+    """As `_numbered`."""
     deep, at = depth >= 50, "model/resnet_model/"
     if stage is None:
         at, conv, norm = at + "initial_conv_relu_max_pool", 0, 2
@@ -103,7 +111,8 @@ def _placed(depth, k, stage, j, i):
 
 
 def _norm(role, ours, theirs, old, centred=True):
-    return [row(f"{role}/{mine.format(ours)}", "as is", f"{theirs}/{name}{'' if old else VALUE}") for mine, name in NORM
+    end = "" if old else VALUE
+    return [row(f"{role}/{mine.format(ours)}", "as is", f"{theirs}/{name}{end}") for mine, name in NORM.items()
             if centred or name != "beta"]
 
 

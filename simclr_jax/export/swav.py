@@ -2,7 +2,7 @@
 eval_linear.py). Read only.
 
 A state dict of a DistributedDataParallel, or a checkpoint {"state_dict"}. Its ResNet-50s, 1, 2, 4 or 5 times as wide,
-pad the picture by 1 and then its first convolution by 2, which together is torchvision's 3. Its deviation of red is .228.
+pad the picture by 1 and then in the first convolution by 2, together torchvision's 3. Its deviation of red is .228.
 """
 import re
 

@@ -28,8 +28,8 @@ POSITIONS, IMAGES = 768, 2  # of the output that a piece of the kernel's gradien
 class Conv(nn.Module):
     """float[b,H,W,C] -> dtype[b,h,w,features], without bias, padded by (window-1)/2 on either side with any stride.
 
-    Parameter: kernel f32[window,window,C,features]. same: padded as TensorFlow's SAME, which puts the odd one of the zeros
-    that a stride leaves below and right.
+    Parameter: kernel f32[window,window,C,features]. same: padded as TensorFlow's SAME, which puts the odd one of the
+    zeros that a stride leaves below and right.
     """
 
     features: int

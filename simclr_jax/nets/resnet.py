@@ -41,14 +41,15 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
       bn: which rows share statistics, as in `norm.parse`.
       dtype: of convolutions and activations, "float32" or "bfloat16"; f64 of f64 images.
       zero_init: start the scale of each block's last bn at 0, so that blocks begin as the identity.
-      layout: "simclr", "torch" or "haiku". Strided convolutions of the first two are padded alike, by (k-1)/2 on either
-        side. SimCLR's max-pool is TensorFlow's SAME, which on even sides pads below and right only, and it projects the
-        first shortcut of every stage; PyTorch's max-pool is padded by 1 on either side, and the first shortcut of depths
-        18 and 34 is the identity. Haiku's net is SimCLR's with SAME for strided convolutions, too: on even sides 2 and 3
-        zeros around the stem's, none and 1 around the 3x3. Weights need the layout that they were trained in: in another
-        BYOL's lose some points. Those trained in PyTorch, or to be used there, need "torch".
+      layout: "simclr", "torch" or "haiku". Strided convolutions of the first two are padded alike, by (k-1)/2 on
+        either side. SimCLR's max-pool is TensorFlow's SAME, which on even sides pads below and right only, and it
+        projects the first shortcut of every stage; PyTorch's max-pool is padded by 1 on either side, and the first
+        shortcut of depths 18 and 34 is the identity. Haiku's net, BYOL's, is SimCLR's with SAME for strided
+        convolutions, too: on even sides 2 and 3 zeros around the stem's, none and 1 around the 3x3. Weights need the
+        layout that they were trained in. Those trained in PyTorch, or to be used there, need "torch".
       remat: make each block's activations again in the backward pass (`linen.remade`).
-      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
+      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times
+        width.
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -78,7 +79,7 @@ class Parts(NamedTuple):
     bn: str
     axis: str | None
     dtype: Any
-    same: bool  # strided convolutions are padded as TensorFlow's SAME
+    same: bool = False  # strided convolutions are padded as TensorFlow's SAME
 
     def conv(self, name, features, kernel, stride=1):
         # (k-1)/2 zeros on either side, with any stride. SAME puts the odd one below and right when strided.
