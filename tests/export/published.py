@@ -1,7 +1,7 @@
 """Nets with the names and shapes of the published code, random numbers in them, and what they compute, in plain NumPy.
 
 Names as in torchvision's resnet.py, google-research/simclr (resnet.py, tf2/resnet.py), dm-haiku's nets/resnet.py with
-deepmind-research byol/utils/networks.py, and facebookresearch/dino's vision_transformer.py; none of the project's own code.
+deepmind-research byol/utils/networks.py, and facebookresearch/dino's vision_transformer.py; nothing of the project's.
 """
 import numpy as np
 from scipy.special import erf
@@ -39,8 +39,11 @@ class Weights(dict):
 
 
 def units(depth, c, stem=7, project=True):
-    """(place, window, stride, channels in, out) of the convolutions as TensorFlow 1 makes them; place: () of the stem, or
-    (stage, block, i), i 0 for the shortcut. project: in every stage, or only where torchvision has to."""
+    """(place, window, stride, channels in, out) of the convolutions in the order TensorFlow 1 makes them.
+
+    place: () of the stem, or (stage, block, i), i 0 for the shortcut. project: in every stage, or only where
+    torchvision has to.
+    """
     blocks, deep = DEPTHS[depth]
     yield (), stem, 2 if stem == 7 else 1, 3, c
     n = c
@@ -65,7 +68,8 @@ def torch_resnet(w, at, depth, c):
             conv, norm = "conv1", "bn1"
         else:
             s, j, i = place
-            conv, norm = (f"layer{s + 1}.{j}.{x}" for x in ((f"conv{i}", f"bn{i}") if i else ("downsample.0", "downsample.1")))
+            names_there = (f"conv{i}", f"bn{i}") if i else ("downsample.0", "downsample.1")
+            conv, norm = (f"layer{s + 1}.{j}.{x}" for x in names_there)
         w.put(f"{at}{conv}.weight", out, n, k, k, fan_in=k * k * n)
         w.batch_norm(f"{at}{norm}", out)
         names[place] = at + conv, at + norm
@@ -87,7 +91,8 @@ def keras_resnet(w, depth, c, stem, tf2=False):
             if not i:
                 at, first = at + ("projection_layers" if deep else "shortcut_layers"), 0
             else:
-                at, first = (at + "conv_relu_dropblock_layers", 3 * i - 3) if deep else (at + "conv2d_bn_layers", 2 * i - 2)
+                at, first = (at + "conv_relu_dropblock_layers", 3 * i - 3) if deep else (
+                    at + "conv2d_bn_layers", 2 * i - 2)
             conv, norm = f"{at}/{first}/conv2d", f"{at}/{first + 1}/bn"
         w.put(f"{conv}/kernel{end}", window, window, n, out, fan_in=window ** 2 * n)
         keras_norm(w, norm, out, end)
@@ -118,9 +123,12 @@ def haiku_resnet(params, state, depth, c):
         params[conv] = {"w": w["w"]}
         haiku_norm(w, params, state, norm, (1, 1, 1, out))
         names[place] = conv, norm
-    flat = lambda a: a.reshape(-1)
-    return lambda place: (params[names[place][0]]["w"], *(flat(params[names[place][1]][x]) for x in ("scale", "offset")),
-                          *(flat(state[f"{names[place][1]}/~/{x}_ema"]["average"]) for x in ("mean", "var")))
+
+    def get(place):
+        conv, norm = names[place]
+        affine = [params[norm][x].reshape(-1) for x in ("scale", "offset")]
+        return params[conv]["w"], *affine, *(state[f"{norm}/~/{x}_ema"]["average"].reshape(-1) for x in ("mean", "var"))
+    return get
 
 
 def haiku_norm(w, params, state, name, shape):
@@ -143,7 +151,7 @@ def same(size, window, stride):
 
 
 def resnet(x, depth, c, get, conv_pad, pool_pad, stem=7, project=True):
-    """Pooled features f64[b,D] of f64[b,H,W,3]. conv_pad, pool_pad: (size, window, stride) -> zeros before and behind."""
+    """Pooled features f64[b,D] of f64[b,H,W,3]. conv_pad, pool_pad: (size, window, stride) -> before, behind."""
     y, strides = x, {}
     for place, _, stride, _, _ in units(depth, c, stem, project):
         strides[place] = stride
@@ -217,7 +225,8 @@ def vit(w, x, at, blocks, heads, patch, positions=None):
         registers = get(f"{at}register_tokens")
         y = np.concatenate([y[:, :1], np.broadcast_to(registers, (b, *registers.shape[1:])), y[:, 1:]], 1)
     for block in blocks:
-        q, k, v = np.moveaxis(linear(norm(y, f"{block}norm1"), f"{block}attn.qkv").reshape(b, y.shape[1], 3, heads, -1), 2, 0)
+        z = linear(norm(y, f"{block}norm1"), f"{block}attn.qkv")
+        q, k, v = np.moveaxis(z.reshape(b, y.shape[1], 3, heads, -1), 2, 0)
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         z = np.einsum("bhqk,bkhd->bqhd", shares / shares.sum(-1, keepdims=True), v).reshape(y.shape)

@@ -100,13 +100,15 @@ def test_bf16_computes_in_bf16_and_keeps_f32(make):
 
 def test_layouts_pad_the_max_pool_differently():
     """A net of the stem alone would show it: the pool's windows start at 0 (SAME on an even side) or at -1."""
-    stem = {k: resnet.Stem(1, "imagenet", k, resnet.Parts("local", None, jnp.float32)) for k in ("simclr", "torch")}
-    x = jnp.zeros((1, 64, 64, 1)).at[0, 32, 32, 0].set(1.0)  # one bright pixel; the delta kernel keeps it at [16, 16]
     delta = jnp.zeros((7, 7, 1, 1)).at[3, 3].set(1.0)
-    for layout, where in (("simclr", [(7, 7), (7, 8), (8, 7), (8, 8)]), ("torch", [(8, 8)])):
+    four = [(7, 7), (7, 8), (8, 7), (8, 8)]
+    # One bright pixel, which the delta kernel leaves at [16, 16]; between 2 and 3 zeros its taps meet odd pixels.
+    for layout, at, where in (("simclr", 32, four), ("torch", 32, [(8, 8)]), ("haiku", 33, four)):
+        stem = resnet.Stem(1, "imagenet", layout, resnet.Parts("local", None, jnp.float32, layout == "haiku"))
+        x = jnp.zeros((1, 64, 64, 1)).at[0, at, at, 0].set(1.0)
         variables = {"params": {"conv": {"kernel": delta}, "bn": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}},
                      "batch_stats": {"bn": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}
-        out = stem[layout].apply(variables, x, train=False)
+        out = stem.apply(variables, x, train=False)
         assert out.shape == (1, 16, 16, 1)
         assert [tuple(map(int, i)) for i in np.argwhere(np.asarray(out[0, :, :, 0]) > 0)] == where
 
