@@ -31,7 +31,7 @@ def read(weights, config: dict, where: str) -> Found:
         net = torch_resnet.describe(weights, where, at)
         table = torch_resnet.layout("backbone", net, at).rows
     else:
-        net = timm.vit(rows.without(at, weights), {}, where)
+        net = timm.vit(rows.without(at, weights), {}, where) | dict(position_resize="offset")
         table = rows.below(at, timm.layout("backbone", net).rows)
     top = at.removesuffix("backbone.")
     head = heads.sequential("projector", weights, f"{top}head.mlp", "gelu")

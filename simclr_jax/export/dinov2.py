@@ -3,7 +3,7 @@ hub/backbones.py, train/train.py, data/transforms.py). Read only.
 
 Released backbones, with and without registers, and {"teacher"} of its training, whose heads stay behind. Where it was
 trained in chunks, block 12 of 40 is blocks.1.12. The released ones have positions for pictures of 518 and are evaluated
-in bicubic ones of 224.
+in bicubic ones of 224; those with registers interpolate them with antialiasing, the others do not (hub/backbones.py).
 """
 import math
 import re
@@ -14,6 +14,7 @@ from simclr_jax.export.found import Found
 from simclr_jax.export.layout import Layout, row
 
 AHEAD = ("teacher.", "", "student.", "model."), ("module.", ""), ("backbone.", "")
+RELEASED = 518  # side of the pictures that the released nets have positions for
 BLOCK = r"blocks\.(?:\d+\.)?(\d+)\.norm1\.weight"
 
 
@@ -33,7 +34,7 @@ def read(weights, config: dict, where: str) -> Found:
     table = rows.below(at, _rows("backbone", net, places))
     ignored = (r"(.*\.)?(dino_head|ibot_head)\..*", r"(optimizer|scheduler)\..*")
     ignored += (r"student\..*",) * at.startswith("teacher.")
-    size = 224 if net["image"] == 518 else net["image"]
+    size = 224 if net["image"] == RELEASED else net["image"]
     view = found.view(size, **found.IMAGENET, crop=0.875)
     return Found({"backbone": net}, Layout(tuple(table), ignored=ignored), view)
 
@@ -45,14 +46,15 @@ def _net(weights, where):
     positions = weights["pos_embed"].shape[1]
     side = math.isqrt(positions - 1)
     if side ** 2 != positions - 1 or sorted(places) != list(range(len(places))) or not places:
-        raise UsageError(f"{where}: it has positions for {positions} tokens and blocks {sorted(places)}, wanted a class "
-                         "token and a square of patches, and blocks from 0 on")
+        raise UsageError(f"{where}: it has positions for {positions} tokens and blocks {sorted(places)}, wanted a "
+                         "class token and a square of patches, and blocks from 0 on")
     gated = places[0] + "mlp.w12.weight" in weights
     mlp = weights[places[0] + ("mlp.w3.weight" if gated else "mlp.fc2.weight")].shape[1]
     registers = weights["register_tokens"].shape[1] if "register_tokens" in weights else 0
     return dict(name="vit", width=width, depth=len(places), heads=max(1, width // 64), mlp=mlp, patch=patch,
                 image=side * patch, registers=registers, mask_token=True, mlp_kind="swiglu" if gated else "gelu",
-                layer_scale=1.0 if places[0] + "ls1.gamma" in weights else 0.0, eps=1e-6), places
+                layer_scale=1.0 if places[0] + "ls1.gamma" in weights else 0.0, eps=1e-6,
+                position_resize="antialias" if registers and side * patch == RELEASED else "offset"), places
 
 
 def _rows(role, net, places):

@@ -126,6 +126,8 @@ def package(model) -> Package:
         # The other arguments are all given; but whether the MLP is gated is the architecture's alone.
         name = "vit_giant_patch14_dinov2" if gated(net) else "vit_base_patch16_224"
         args, table = _vit_arguments(net), layout(role, net)
+        found.refuse_resize("timm", net, model.image, "antialias")
+        args["dynamic_img_size"] = found.side(model.image) != net["image"]
         after = tuple((role, f"stack/block{i + 1}", f"blocks.{i}") for i in range(sizes(net)[1]))
         if net.get("eps", 1e-6) != 1e-6:
             exchanged = (f"for m in model.modules():\n    m.eps = {net['eps']} if isinstance(m, torch.nn.LayerNorm) else "
@@ -157,6 +159,8 @@ def _vit_arguments(net):
     found.refuse("timm", net, pool=("cls", "mean", "map"))
     width, depth, heads, mlp = sizes(net)
     cls, pool = net.get("class_token", True), net.get("pool", "cls")
+    if net.get("registers", 0) and cls:
+        found.refuse("timm", net, position_on_class=False)
     pre_norm = net.get("pre_norm", False)
     if pre_norm == net.get("patch_bias", True):
         raise UsageError(f"--to=timm: nets/vit has pre_norm={pre_norm} and patch_bias={not pre_norm}; timm has a bias on the "

@@ -14,7 +14,7 @@ import safetensors.numpy
 from export import published as p
 from nets import weights as tables
 from simclr_jax.errors import UsageError
-from simclr_jax.export import model as models
+from simclr_jax.export import dinov2, found, model as models, tensors
 from simclr_jax.export.__main__ import main
 
 C, B = 4, 2  # channels of the stems, rows
@@ -208,7 +208,7 @@ def test_dinov2(tmp_path, kind):
     np.testing.assert_array_equal(model.weights["backbone/mask_token/embedding"].read(), w[f"{at}mask_token"])
     net = model.nets["backbone"]
     assert net["registers"] == (4 if kind == "registers" else 0) and net["mlp"] == 16
-    assert net["mlp_kind"] == ("swiglu" if gated else "gelu")
+    assert net["mlp_kind"] == ("swiglu" if gated else "gelu") and net["position_resize"] == "offset"
     assert not model.beside
 
 
@@ -305,6 +305,24 @@ def test_simclr_tf(tmp_path, tf2, depth, side):
     assert list(model.beside) == [supervised]
     assert model.image["eval"] == ([["resize", dict(size=32)]] if stem == 3 else
                                    [["center_crop", dict(proportion=0.875)], ["resize", dict(size=224)]])
+
+
+def test_positions_of_released_dinov2_nets_for_pictures_of_224():
+    """37 by 37 of them; with registers interpolated with antialiasing, as timm does and transformers does not."""
+    nets = []
+    for registers in (0, 4):
+        w = p.Weights()
+        transformer(w, "", 8, 16, 1, 14, 37, scaled=True)
+        w.put("mask_token", 1, 8)
+        w |= {"register_tokens": np.zeros((1, 4, 8), np.float32)} if registers else {}
+        read = dinov2.read({n: tensors.of(a) for n, a in w.items()}, {}, "x")
+        nets.append(read.nets["backbone"])
+        assert found.side(read.image) == 224 and nets[-1]["image"] == 518
+    assert [net["position_resize"] for net in nets] == ["offset", "antialias"]
+    found.refuse_resize("timm", nets[1], read.image, "antialias")
+    found.refuse_resize("transformers", nets[1], found.view(518, **found.IMAGENET), "size")
+    with pytest.raises(UsageError, match="--to=transformers: nets/vit has position_resize='antialias', which"):
+        found.refuse_resize("transformers", nets[1], read.image, "size")
 
 
 def test_heads_stay_behind_where_a_library_has_no_place_for_them(tmp_path):
