@@ -3,77 +3,13 @@
 The features of the imported nets are those that plain NumPy makes of the file's own arrays, so an array in a wrong
 place, a transposed one, and another padding, stride, epsilon or number of heads show.
 """
-import pickle
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from export import published as p
-from nets import weights as tables
+from export.imports import C, F32, imported, outputs, pictures, same, sequential, torch_features
 from simclr_jax.errors import UsageError
-from simclr_jax.export import dinov2, found, model as models, tensors
 from simclr_jax.export.__main__ import main
-
-C, B = 4, 2  # channels of the stems, rows
-
-
-def imported(tmp_path, source, arrays, *flags):
-    """The model that `--from` makes of a file of arrays; a nested dict becomes a pickle."""
-    nested = any(isinstance(a, dict) for a in arrays.values())
-    file = tmp_path / ("w.pkl" if nested else "w.npz" if "state_dict" in next(iter(arrays)) else "w.safetensors")
-    if nested:
-        file.write_bytes(pickle.dumps(arrays, protocol=2))
-    elif file.suffix == ".npz":
-        np.savez(file, **arrays)
-    else:
-        safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, file)
-    main(["export", f"--from={source}", f"--weights={file}", f"--out={tmp_path / 'ours'}", *flags])
-    return models.read(tmp_path / "ours")
-
-
-def outputs(model, role, x):
-    """What an imported net computes, in f64."""
-    with jax.enable_x64(True):
-        net = models.build(model.nets[role])
-        params, stats = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), models.tree(model, role))
-        run = tables.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])
-        return np.asarray(run(params, stats, jnp.asarray(x, jnp.float64)))
-
-
-def pictures(side):
-    return np.random.default_rng(7).normal(size=(B, side, side, 3))
-
-
-def same(ours, theirs, tolerance=1e-9):
-    """tolerance: of the largest value."""
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
-
-
-F32 = 2e-6  # nets/mlp computes in f32 whatever it is given
-
-
-def sequential(w, x, at, layers, act=lambda x: np.maximum(x, 0)):
-    """What an nn.Sequential of linears, norms and activations makes of x; layers: "l", "n" and "a", one a module."""
-    for i, kind in enumerate(layers):
-        name = f"{at}.{i}"
-        if kind == "l":
-            x = x @ w[f"{name}.weight"].astype(np.float64).T + w.get(f"{name}.bias", 0.0)
-        elif kind == "n":
-            n = x.shape[1]
-            x = p.batch_norm(x, w.get(f"{name}.weight", np.ones(n)), w.get(f"{name}.bias", np.zeros(n)),
-                             w[f"{name}.running_mean"], w[f"{name}.running_var"])
-        else:
-            x = act(x)
-    return x
-
-
-def torch_features(get, depth, side):
-    x = pictures(side)
-    return x, p.resnet(x, depth, C, get, p.symmetric, p.symmetric, project=False)
 
 
 HEADS = {  # of each version of MoCo: what its fc is, how that is filled
@@ -110,72 +46,6 @@ def test_moco_resnets(tmp_path, version, depth):
     np.testing.assert_array_equal(kernel, w[f"{at}layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0))
 
 
-def sincos(side, width):
-    """MoCo v3's positions, as its vits.py makes them."""
-    rows, columns = (a.reshape(-1, 1) for a in np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
-    omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
-    y, x = rows * omega, columns * omega
-    table = np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], axis=1)
-    return np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32)
-
-
-def transformer(w, at, width, mlp, depth, patch, side, blocks="blocks.{}.", **more):
-    """Fills w with a vision transformer of DINO's names; returns what stands before the names of its blocks."""
-    w.put(f"{at}patch_embed.proj.weight", width, 3, patch, patch, fan_in=3 * patch ** 2)
-    w.put(f"{at}patch_embed.proj.bias", width, fan_in=4)
-    w.put(f"{at}cls_token", 1, 1, width, fan_in=1)
-    w.put(f"{at}pos_embed", 1, side ** 2 + 1, width, fan_in=1)
-    names = [at + blocks.format(i) for i in range(depth)]
-    for name in names:
-        p.vit_block(w, name, width, mlp, **more)
-    w.norm(f"{at}norm", width)
-    return names
-
-
-@pytest.mark.parametrize("fixed", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_moco_v3_transformers_have_twelve_heads_and_fixed_positions(tmp_path, fixed):
-    """Twelve whatever the width; timm's small one has six. Positions that were trained since are learned ones."""
-    w, at = p.Weights(), "module.base_encoder."
-    blocks = transformer(w, at, 24, 32, 2, 4, 3)
-    if fixed:
-        w[f"{at}pos_embed"] = sincos(3, 24)
-    w.linear(f"{at}head.0", 24, 10, bias=False)
-    w.batch_norm(f"{at}head.1", 10)
-    w.linear(f"{at}head.3", 10, 10, bias=False)
-    w.batch_norm(f"{at}head.4", 10)
-    w.linear(f"{at}head.6", 10, 6, bias=False)
-    w.batch_norm(f"{at}head.7", 6, affine=False)
-    model = imported(tmp_path, "moco", w)
-    x = pictures(12)
-    want = p.vit(w, x, at, blocks, 12, 4)
-    same(outputs(model, "backbone", x), want, 1e-6 if fixed else 1e-9)  # the file's sines are f32
-    same(outputs(model, "projector", want), sequential(w, want, f"{at}head", "lnalnaln"), F32)
-    assert model.nets["backbone"]["posemb"] == ("sincos" if fixed else "learned")
-    assert ("backbone/positions/embedding" in model.weights) != fixed
-
-
-@pytest.mark.parametrize("whole", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_dino_transformers(tmp_path, whole):
-    w, at = p.Weights(), "teacher.backbone." if whole else ""
-    blocks = transformer(w, at, 8, 32, 2, 4, 3)
-    if whole:
-        for i, (n, out) in enumerate([(8, 10), (10, 10), (10, 6)]):
-            w.linear(f"teacher.head.mlp.{2 * i}", n, out)
-        w.put("teacher.head.last_layer.weight_v", 20, 6)
-        w.put("teacher.head.last_layer.weight_g", 20, 1)
-        w |= {name.replace("teacher.", "student.module."): a + 1 for name, a in w.items()}
-        w["dino_loss.center"] = np.ones((1, 20), np.float32)
-    model = imported(tmp_path, "dino", w, "--net=heads=2")
-    x = pictures(12)
-    want = p.vit(w, x, at, blocks, 2, 4)
-    same(outputs(model, "backbone", x), want)
-    assert model.image["eval"][0] == ["resize", dict(size=int(12 / 0.875), shorter=True, antialias=True)]  # bicubic
-    if whole:
-        same(outputs(model, "projector", want), sequential(w, want, "teacher.head.mlp", "lalal", p.gelu), F32)
-        assert sorted(model.beside) == ["teacher.head.last_layer.weight_g", "teacher.head.last_layer.weight_v"]
-        assert model.nets["projector"]["activation"] == "gelu"
-
-
 @pytest.mark.slow
 def test_dino_resnets(tmp_path):
     w = p.Weights()
@@ -184,32 +54,6 @@ def test_dino_resnets(tmp_path):
     x, want = torch_features(get, 50, 40)
     same(outputs(model, "backbone", x), want)
     assert list(model.nets) == ["backbone"] and model.nets["backbone"]["layout"] == "torch"
-
-
-@pytest.mark.parametrize("kind", ["trained", pytest.param("released", marks=pytest.mark.slow),
-                                  pytest.param("registers", marks=pytest.mark.slow)])
-def test_dinov2(tmp_path, kind):
-    """Released nets; one with registers; a teacher in two chunks with a gated MLP."""
-    w, at, gated = p.Weights(), "teacher.backbone." if kind == "trained" else "", kind == "trained"
-    form = "blocks.<{}>" if gated else "blocks.{}."
-    blocks = transformer(w, at, 8, 16, 3, 4, 3, blocks=form, scaled=True, gated=gated)
-    if gated:  # chunks of two: 0.0, 0.1, 1.2
-        chunked = lambda n: n.replace("<0>", "0.0.").replace("<1>", "0.1.").replace("<2>", "1.2.")
-        for name in list(w):
-            w[chunked(name)] = w.pop(name)
-        blocks = [chunked(name) for name in blocks]
-        w.put("teacher.dino_head.last_layer.weight_v", 4, 4)
-    w.put(f"{at}mask_token", 1, 8)
-    if kind == "registers":
-        w.put("register_tokens", 1, 4, 8, fan_in=1)
-    model = imported(tmp_path, "dinov2", w, "--net=heads=2")
-    x = pictures(12)
-    same(outputs(model, "backbone", x), p.vit(w, x, at, blocks, 2, 4))
-    np.testing.assert_array_equal(model.weights["backbone/mask_token/embedding"].read(), w[f"{at}mask_token"])
-    net = model.nets["backbone"]
-    assert net["registers"] == (4 if kind == "registers" else 0) and net["mlp"] == 16
-    assert net["mlp_kind"] == ("swiglu" if gated else "gelu") and net["position_resize"] == "offset"
-    assert not model.beside
 
 
 @pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
@@ -305,99 +149,3 @@ def test_simclr_tf(tmp_path, tf2, depth, side):
     assert list(model.beside) == [supervised]
     assert model.image["eval"] == ([["resize", dict(size=32)]] if stem == 3 else
                                    [["center_crop", dict(proportion=0.875)], ["resize", dict(size=224)]])
-
-
-def test_positions_of_released_dinov2_nets_for_pictures_of_224():
-    """37 by 37 of them; with registers interpolated with antialiasing, as timm does and transformers does not."""
-    nets = []
-    for registers in (0, 4):
-        w = p.Weights()
-        transformer(w, "", 8, 16, 1, 14, 37, scaled=True)
-        w.put("mask_token", 1, 8)
-        w |= {"register_tokens": np.zeros((1, 4, 8), np.float32)} if registers else {}
-        read = dinov2.read({n: tensors.of(a) for n, a in w.items()}, {}, "x")
-        nets.append(read.nets["backbone"])
-        assert found.side(read.image) == 224 and nets[-1]["image"] == 518
-    assert [net["position_resize"] for net in nets] == ["offset", "antialias"]
-    found.refuse_resize("timm", nets[1], read.image, "antialias")
-    found.refuse_resize("transformers", nets[1], found.view(518, **found.IMAGENET), "size")
-    with pytest.raises(UsageError, match="--to=transformers: nets/vit has position_resize='antialias', which"):
-        found.refuse_resize("transformers", nets[1], read.image, "size")
-
-
-def test_heads_stay_behind_where_a_library_has_no_place_for_them(tmp_path):
-    w = p.Weights()
-    p.torch_resnet(w, "module.encoder_q.", 18, C)
-    w.linear("module.encoder_q.fc", 8 * C, 6)
-    imported(tmp_path, "moco", w)
-    main(["export", f"--from-dir={tmp_path / 'ours'}", "--to=timm", f"--out={tmp_path / 'timm'}"])
-    written = safetensors.numpy.load_file(tmp_path / "timm/model.safetensors")
-    assert {f"module.encoder_q.{n}" for n in written} == {n for n in w if ".fc." not in n}
-    for n, a in written.items():
-        if "tracked" not in n:
-            np.testing.assert_array_equal(a, w[f"module.encoder_q.{n}"])
-
-
-def broken(kind):
-    """(--from, arrays) of a file that is refused."""
-    w = p.Weights()
-    if kind in ("unknown", "missing"):
-        p.torch_resnet(w, "module.", 18, C)
-        w.put("module.layer3.1.conv9.weight", 2)
-        if kind == "missing":
-            w["module.layer3.0.bn3.running_mean"] = w.pop("module.layer3.0.bn2.running_mean")
-        return "swav", w
-    if kind == "sk":
-        w.put("base_model/conv2d/kernel", 3, 3, 3, 2)
-        w.put("base_model/conv2d_1/kernel", 3, 3, 2, 2)
-        return "simclr_tf", w
-    if kind == "deep":
-        for k in range(7):
-            w.put("base_model/conv2d" + (f"_{k}" if k else "") + "/kernel", 1, 1, 4, 4)
-        return "simclr_tf", w
-    if kind == "v2":
-        checkpoint, _ = byol(18)
-        checkpoint["experiment_state"]["online_params"]["res_net18/~/final_batchnorm"] = {"scale": np.ones(4)}
-        return "byol", checkpoint
-    name = {"saved": "trainable_variables_list/0/.ATTRIBUTES/VARIABLE_VALUE", "xcit": "cls_attn_blocks.0.norm1.weight",
-            "conv": "module.base_encoder.patch_embed.proj.0.weight"}.get(kind, "x")
-    w.put(name, 2)
-    return {"saved": "simclr_tf", "xcit": "dino", "conv": "moco"}.get(kind, kind), w
-
-
-@pytest.mark.parametrize("kind, text", [
-    ("unknown", r"1 of its arrays have no place \(module.layer3.1.conv9.weight\)"),
-    ("missing", r"1 of its arrays are missing \(module.layer3.0.bn2.running_mean; is module.layer3.0.bn3.running_mean"),
-    ("sk", "selective kernels"), ("deep", r"no ResNet of depth 18, .* \(it has 7 convolutions\)"), ("v2", "resnet_v2"),
-    ("saved", "it is a SavedModel"), ("xcit", "it is an XCiT"), ("conv", "begins with convolutions"),
-    *((source, "wanted a ") for source in ("moco", "dino", "dinov2", "swav", "byol", "simclr_tf")),
-])
-def test_what_is_refused(tmp_path, kind, text):
-    source, arrays = broken(kind)
-    with pytest.raises(UsageError, match=text) as e:
-        imported(tmp_path, source, arrays)
-    assert "\n" not in str(e.value) and not (tmp_path / "ours").exists()
-
-
-@pytest.mark.slow
-def test_moco_and_swav_as_torch_builds_them(tmp_path):
-    """The published encoder itself, torchvision's; SwAV's differs from it by how the first padding is shared out."""
-    torch = pytest.importorskip("torch")
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    net = torchvision.models.resnet18(num_classes=6).eval()
-    x = pictures(40).astype(np.float32)
-    for name, n in net.named_buffers():
-        if name.endswith(("mean", "var")):
-            n.uniform_(0.5, 1.5)
-    with torch.no_grad():
-        head = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-        net.fc = torch.nn.Identity()
-        want = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-    state = torchvision.models.resnet18(num_classes=6).state_dict() | net.state_dict()
-    assert head.shape == (B, 6)
-    for source, at in (("moco", "module.encoder_q."), ("swav", "module.")):
-        arrays = {at + n: a.numpy() for n, a in state.items() if source == "moco" or not n.startswith("fc.")}
-        (tmp_path / source).mkdir()
-        ours = outputs(imported(tmp_path / source, source, arrays), "backbone", x)
-        np.testing.assert_allclose(ours, want, rtol=0, atol=1e-4 * np.abs(want).max())
