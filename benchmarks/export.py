@@ -38,7 +38,7 @@ def _in(folder, library, make):
     theirs.eval()
     norms = [module for module in theirs.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for module in norms:  # untrained scales and statistics would hide a wrong row
-        torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, 0, 0.2)
+        torch.nn.init.uniform_(module.weight, 0.8, 1.2), torch.nn.init.normal_(module.bias, 0, 0.2)
         module.momentum = 1.0
     if norms:
         with torch.no_grad():
@@ -64,7 +64,7 @@ def _fresh(model):
     for role in model.nets:
         net, x = models.build(model.nets[role]), models.example(model, role)
         params, stats = net.init(jax.random.key(0), x)
-        draw = lambda path, a: random.uniform(0.5, 1.5, a.shape).astype(np.float32) if path[-1].key == "scale" else a
+        draw = lambda path, a: random.uniform(0.8, 1.2, a.shape).astype(np.float32) if path[-1].key == "scale" else a
         params = jax.tree_util.tree_map_with_path(draw, params)
         if stats:  # what a pass leaves is nine parts of what was and one of the batch's
             left = jax.jit(lambda p, s, x: net.apply(p, s, x, train=True)[1])(params, stats, check.pictures(8, x.shape[1], random))
@@ -167,9 +167,9 @@ def open_clip(name):
     return make
 
 
-def ours(size=224, **net):
+def ours(side=224, **net):
     """A recipe's own net, that only goes out."""
-    return dict(nets={"backbone": net}, image={"eval": [["resize", {"size": size}]]})
+    return dict(nets={"backbone": net}, image={"eval": [["resize", {"size": side}]]})
 
 
 FAMILIES = {

@@ -15,7 +15,7 @@ from simclr_jax.errors import UsageError
 from simclr_jax.train import guard, optim, placement
 from simclr_jax.train.state import state_shapes
 from simclr_jax.train.step import make_step
-from simclr_jax.types import Method, TrainState
+from simclr_jax.types import Method, Net, TrainState
 
 
 class DoesNotFit(UsageError):
@@ -64,8 +64,19 @@ def compiled(traced):
 def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method:
     """The method and its nets; `axis` as the nets' batch norms shall know it (None outside the step).
 
-    A method may ask for `steps` of the run, the global `batch` and the `examples` of the source, as an optimiser does. A
-    text net learns the number of tokens, the length of a text and the end token from the tokenizer.
+    A method may ask for `steps` of the run, the global `batch` and the `examples` of the source, as an optimiser does.
+
+    Raises:
+      UsageError: also as `nets`.
+    """
+    return names.make("methods", config.method, nets(config, axis=axis, tokenizer=tokenizer), batch=config.batch,
+                      steps=steps(config, examples), examples=examples)
+
+
+def nets(config, *, axis: str | None, tokenizer=None) -> dict[str, Net]:
+    """The nets of the config by role, for a step over `axis`; None outside it.
+
+    A text net learns the number of tokens, the length of a text and the end token from the tokenizer.
 
     Raises:
       UsageError: also if config.remat is to reach blocks and no net has any.
@@ -74,9 +85,7 @@ def method(config, *, axis: str | None, examples: int, tokenizer=None) -> Method
     if config.remat and not any("remat" in names.parameters(factory) for factory in factories):
         raise UsageError("config.remat=true, but none of config.nets has blocks to make again; set it to false")
     told = {"axis": axis, "remat": config.remat, **given(tokenizer)}
-    nets = {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}
-    return names.make("methods", config.method, nets, batch=config.batch, steps=steps(config, examples),
-                      examples=examples)
+    return {role: names.make("nets", spec, **told) for role, spec in config.nets.items()}
 
 
 def given(tokenizer) -> dict:
@@ -272,8 +281,14 @@ def embedder(method: Method, params, extra, modality: str = "image"):
     local = dist.make_mesh({dist.DATA: len(devices)}, devices)
     params, extra = jax.device_put(_whole((params, extra)), dist.replicated(local))
     rows = jax.sharding.NamedSharding(local, jax.sharding.PartitionSpec(dist.DATA))
-    apply = jax.jit(lambda p, e, x: method.embed(p, e, {modality: x})[modality])
+    apply = _embed(method, modality)
     return lambda x: apply(params, extra, jax.device_put(x, rows)), len(devices)
+
+
+@functools.lru_cache(maxsize=8)
+def _embed(method, modality):
+    """Compiled once, whatever the weights: training evaluates again and again."""
+    return jax.jit(lambda params, extra, x: method.embed(params, extra, {modality: x})[modality])
 
 
 def _whole(tree):

@@ -39,7 +39,10 @@ def base() -> ConfigDict:
         nets=dict(),  # role -> simclr_jax/nets/<name>.py and its arguments
         data=dict(name="digits"),  # simclr_jax/data/sources/<name>.py and its arguments
         text=dict(),  # simclr_jax/data/tokenizers/<name>.py and its arguments; {}: the batch has no text
-        load=dict(),  # role -> FILE or WORKDIR[:ROLE], the weights that net starts from
+        # Weights that nets start from. init_from: an export directory or the workdir of a run, for all roles that it
+        # shares with `nets`. load: role -> FILE, or DIR[:ROLE] of either kind; goes before init_from, for its role.
+        init_from="",
+        load=dict(),
         # views: a tuple of views, each a tuple of (op, arguments); eval: one such view. where: the pixel ops (and crops of
         # images of one size) run on the "host" or on the "device"; workers: threads of the host's part, 0: chosen. mask:
         # arguments of simclr_jax/augment/masks.py:make, for methods that hide patches; {}: none.
@@ -94,7 +97,7 @@ def parse(argv: list[str], **options) -> tuple[ConfigDict, dict]:
     """Reads the command line of a command that takes a config.
 
     Args:
-      argv: as `sys.argv`; options: further flags, name=default (str, int or bool).
+      argv: as `sys.argv`; options: further flags, name=default (str, int, float or bool).
 
     Returns:
       The config, every field of every factory filled in; and {option: value}.
@@ -138,7 +141,8 @@ def _rename(config, argv):
 
 def _parse(argv, values, others, options, config=None):
     for name, default in options.items():
-        define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(default)]
+        define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string,
+                  float: flags.DEFINE_float}[type(default)]
         define(name, default, "", flag_values=values)
     if "--help" in argv:
         shown = {**others, **{k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}}
@@ -225,11 +229,17 @@ def fill(config: ConfigDict) -> ConfigDict:
         config[section] = ConfigDict({**base()[section].to_dict(), **config[section].to_dict()})
     # A run is resumed and evaluated from any directory.
     paths = [("data", "root"), ("data", "test_root"), ("data", "data_dir"), ("text", "path"), ("evals", "classes")]
+    config.load = ConfigDict({**dict.fromkeys(config.nets, ""), **config.load})
     for section, key in paths + [("load", role) for role in config.load]:
         if value := config[section].get(key):
-            config[section][key] = "::".join(v if "://" in v else os.path.abspath(os.path.expanduser(v))
-                                             for v in value.split("::"))
+            config[section][key] = _absolute(value)
+    config.init_from = _absolute(config.init_from)
     return config.lock()
+
+
+def _absolute(places: str) -> str:
+    """Paths joined by "::", each from the root; "" stays."""
+    return "::".join(p if "://" in p or not p else os.path.abspath(os.path.expanduser(p)) for p in places.split("::"))
 
 
 def check(config: ConfigDict) -> None:
@@ -250,7 +260,7 @@ def check(config: ConfigDict) -> None:
         raise UsageError(f"config.augment.where={config.augment.where!r}, config.augment.workers={config.augment.workers}: "
                          "wanted 'host' or 'device', and 0 workers (chosen) or more")
     for role in config.method.get("locked", ()):
-        if not config.load.get(role):
+        if not config.load.get(role) and not config.init_from:
             raise UsageError(f"config.method.locked names {role!r}, which would stay as it starts, at random; give its weights, "
                              f"as in --config.load.{role}=WORKDIR:backbone")
     if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
@@ -274,8 +284,11 @@ def plain(config) -> dict:
 
 
 def from_plain(fields: dict) -> ConfigDict:
-    """A config back from JSON, filled. Lists stay lists: all that read them take either."""
-    return fill(ConfigDict(fields))
+    """A config back from JSON, filled; a field that an earlier version did not have gets its default.
+
+    Lists stay lists: all that read them take either.
+    """
+    return fill(ConfigDict({**base().to_dict(), **fields}))
 
 
 def changes(old: dict, new: dict) -> list[str]:
@@ -283,6 +296,8 @@ def changes(old: dict, new: dict) -> list[str]:
     bns = [net.get("bn", "global") for net in new["nets"].values()]
     by_device = any(bn == "local" or bn.startswith("devices") for bn in bns)  # then the number of devices is mathematics
     free = set(FREE) - ({"devices", "mesh"} if by_device else set())
+    # What an earlier version did not have is at its default.
+    old = {**plain(base()), **old, "load": {**dict.fromkeys(old["nets"], ""), **old.get("load", {})}}
     a, b = ({k: v for k, v in _fields(c).items() if k not in free and k.split(".")[0] not in free} for c in (old, new))
     return [f"{k}: {json.dumps(a.get(k))} -> {json.dumps(b.get(k))}" for k in sorted(a.keys() | b.keys())
             if a.get(k) != b.get(k)]

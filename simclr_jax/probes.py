@@ -35,11 +35,16 @@ def pixels(x, side: int = 32):
     return x.reshape(n, h // f, f, w // f, f, c).mean((2, 4)).reshape(n, -1)
 
 
-def draw(workdir, config, train, test, source, *, title="test images it has never seen", skip=0):
-    """Embedding, neighbours and loss curve. `skip`: how many nearest ones to pass over (1 where a query finds itself)."""
+def draw(workdir, config, train, test, source, *, title="test images it has never seen", skip=0, kind=""):
+    """Embedding and neighbours.
+
+    Args:
+      skip: how many nearest ones to pass over (1 where a query finds itself); kind: name of the net, "": the method.
+    """
     (train_x, train_y, train_id), (test_x, test_y, test_id) = train, test
     made = [embed.picture(workdir, "embedding.png", pictures.embedding, test_x, test_y, classes=source.classes,
-                          method="tsne" if 50 <= len(test_x) <= 2000 else "pca", title=f"{config.method.name}: {title}")]
+                          method="tsne" if 50 <= len(test_x) <= 2000 else "pca",
+                          title=f"{kind or config.method.name}: {title}")]
     queries = np.unique(np.linspace(0, len(test_x) - 1, 6).astype(int))
     index, similarity = knn.neighbours(train_x, test_x[queries], k=8 + skip)
     index, similarity = index[:, skip:], similarity[:, skip:]
@@ -56,7 +61,7 @@ def _possible(counts, kinds):
     labels = next(iter(kinds.values()))[1]
     fit, _ = draws.holdout(labels)
     least = np.unique(labels[fit], return_counts=True)[1].min()
-    left_out = [c for c in counts if c != "all" and c > least]
+    left_out = [c for c in counts if isinstance(c, int) and c > least]
     if left_out:
         print(f"left out: {', '.join(map(str, left_out))} labels a class, the smallest class has {least} to draw from")
     return [c for c in counts if c not in left_out]

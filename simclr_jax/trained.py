@@ -22,7 +22,8 @@ def read(workdir, *, best: bool = False, heads: bool = False) -> Model:
     Where a method embeds by its teacher (DINO), the teacher's weights count.
 
     Args:
-      workdir: of `simclr_jax.train`. best: the checkpoint of the best score. heads: projectors and predictors, too.
+      workdir: of `simclr_jax.train`. best: the checkpoint of the best score. heads: projectors and predictors, too; and what
+        else the optimiser owns, such as prototypes, as `Model.beside`.
 
     Raises:
       UsageError: no run, no checkpoint, or none that is whole.
@@ -38,7 +39,7 @@ def read(workdir, *, best: bool = False, heads: bool = False) -> Model:
     teacher = "teacher/" if _by_teacher(config, tokenizer) else ""
     prefixes = {role: (f"extra/teacher/params/{role}/", f"extra/teacher/stats/{role}/") if teacher else
                 (f"params/{role}/", f"extra/stats/{role}/") for role in roles}
-    weights = {}
+    weights, beside = {}, {}
     for name, dtype, shape, crc in leaves:
         tensor = Tensor(tuple(shape), np.dtype(dtype), functools.partial(_leaf, directory, name, dtype, tuple(shape), crc))
         for role, (params, stats) in prefixes.items():
@@ -47,11 +48,13 @@ def read(workdir, *, best: bool = False, heads: bool = False) -> Model:
                     weights |= _layers(ours + name.removeprefix(prefix), tensor)
         if name.removeprefix("params/") in SCALARS:
             weights[name.removeprefix("params/")] = tensor
+        elif heads and name.startswith("params/") and name.split("/")[1] not in config.nets:
+            beside[name.removeprefix("params/")] = tensor
     nets = {role: _spec(config.nets[role], tokenizer) for role in roles}
     plain = configs.plain(config)
     meta = dict(method=config.method.name, step=step, config=plain, evals=_evals(workdir), teacher=bool(teacher))
     text = plain["text"] if tokenizer is not None else {}
-    return Model(nets, weights, {}, {"eval": plain["augment"]["eval"]}, text, meta)
+    return Model(nets, weights, beside, {"eval": plain["augment"]["eval"]}, text, meta)
 
 
 def _newest(folder):
@@ -102,19 +105,11 @@ def _tokenizer(config, workdir):
 
 
 def _by_teacher(config, tokenizer) -> bool:
-    """Whether the method embeds by its teacher: whether it can do without one."""
+    """Whether the method embeds by its teacher."""
     method = build.method(config, axis=None, examples=config.batch, tokenizer=tokenizer)
     rows = build.rows(config, build.recipe(config), tokenizer)
     params, extra = jax.eval_shape(method.init, jax.random.key(0), rows)
-    image = jax.ShapeDtypeStruct((1, *rows["views"].shape[2:]), np.float32)
-    without = {k: v for k, v in extra.items() if k != "teacher"}
-    try:
-        jax.eval_shape(lambda p, e, x: method.embed(p, e, {"image": x}), params, without, image)
-        return False
-    except KeyError as e:
-        if e.args != ("teacher",):
-            raise
-        return True
+    return "teacher" in extra and method.weights(params, extra)[0] is extra["teacher"]["params"]
 
 
 def _evals(workdir) -> list:

@@ -40,6 +40,11 @@ def keep(params, extra, ctx):
     return extra
 
 
+def trained(params, extra):
+    """The default `weights`: those that the optimiser owns."""
+    return params, extra["stats"]
+
+
 class Method(NamedTuple):
     """A pretraining method; to self-supervision what `optax.GradientTransformation` is to optimisation.
 
@@ -52,6 +57,7 @@ class Method(NamedTuple):
     criterion: Callable  # (params, extra, outputs, ctx) -> (f32[], (extra, metrics)); `pmean` of the first is the loss
     embed: Callable  # (params, extra, inputs) -> {modality: f32[b,D]}; evaluation mode, no collectives
     finish: Callable = keep  # (params, extra, ctx) -> extra, after the optimiser: teachers
+    weights: Callable = trained  # (params, extra) -> ({role: params}, {role: stats}) of the nets that `embed` runs
 
 
 class Net(NamedTuple):

@@ -10,6 +10,8 @@ LEAVES = {"errors", "names", "keys", "life", "__init__"}
 MAY = {
     # Composition, for the commands.
     "embed": {"augment", "build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
+    "tuning": {"augment", "build", "data", "dist", "embed", "evals", "train", "types"},
+    "subject": {"augment", "build", "config", "data", "dist", "export", "train", "types"},
     "replay": {"augment", "build", "config", "dist", "train", "types"},
     "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
     "plan": {"bench", "build", "config", "data", "dist", "train"},

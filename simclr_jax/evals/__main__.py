@@ -1,74 +1,94 @@
-"""`python -m simclr_jax.evals --workdir=DIR`: what a finished or running run has learned, in tables and pictures.
+"""`python -m simclr_jax.evals --workdir=DIR`: what a finished or running run has learned, in tables and pictures; or, with
+`--from-dir=DIR --config=RECIPE`, what a published net makes of the data of a recipe.
 
-kNN and linear probe, beside the same net as initialised and the raw pixels under the same protocol; for runs with captions
-zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
+kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for nets
+with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
 """
 import time
 
-import jax
-
-from simclr_jax import build, config as configs, data, dist, embed, pairs, probes
+from simclr_jax import build, config as configs, embed, pairs, probes, subject, tuning
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
-from simclr_jax.evals import knn, pictures, score, table
+from simclr_jax.evals import draws, finetune, knn, pictures, score, table
 from simclr_jax.names import near
 from simclr_jax.train import workdir as workdirs
 
-OPTIONS = dict(workdir="", evals="", labels="1,5,10,50,all", draws=10, seed=0, knn="dino", protocol="lbfgs",
-               baselines="random_init,pixels", best=False, pictures=True, data="", split="", classes="", templates="",
-               search="", k=12)
+# labels: of each class, as shares, or all. "", and draws of 0: what LABELS and DRAWS have for the eval.
+OPTIONS = {"from-dir": ""} | dict(
+    workdir="", evals="", labels="", draws=0, seed=0, knn="dino", protocol="lbfgs", baselines="random_init,pixels",
+    best=False, pictures=True, data="", split="", classes="", templates="", search="", k=12, finetune_lr=0.0,
+    finetune_epochs=0.0, finetune_batch=0)
+LABELS = {"knn": "1,5,10,50,all", "linear": "1,5,10,50,all", "finetune": "1%,10%,100%"}
+DRAWS = {"knn": 10, "linear": 10, "finetune": 3}
 
 
 def main(argv: list[str]) -> None:
-    flags = configs.options(argv, **OPTIONS)
+    recipe = None
+    if any(a.startswith("--from-dir=") for a in argv):
+        recipe, flags = configs.parse(argv, **OPTIONS)
+    else:
+        flags = configs.options(argv, **OPTIONS)
     workdir = workdirs.resolve(flags["workdir"])
-    saved = workdirs.read_config(workdir)
-    if saved is None:
+    saved = workdirs.read_config(workdir) if recipe is None else None
+    if recipe is None and saved is None:
         raise UsageError(f"--workdir={workdir}: there is no config.json in it; wanted the directory of a "
                          "`simclr_jax.train` run")
-    config = _changed(saved, flags)
-    counts = [c if c == "all" else _whole(c) for c in flags["labels"].split(",")]
+    config = _changed(configs.from_plain(saved) if recipe is None else recipe, flags)
+    counts = {name: [_amount(c) for c in (flags["labels"] or usual).split(",")] for name, usual in LABELS.items()}
     _one_of("knn", flags["knn"], knn.SETTINGS)
     baselines = list(filter(None, flags["baselines"].split(",")))
     for name in baselines:
         _one_of("baselines", name, ("random_init", "pixels"))
     _one_of("protocol", flags["protocol"], ("lbfgs", "sgd"))
-    if flags["draws"] < 1 or flags["seed"] < 0 or flags["k"] < 1:
-        raise UsageError(f"--draws={flags['draws']} --seed={flags['seed']} --k={flags['k']}: wanted at least 1, 0 and 1")
+    if flags["draws"] < 0 or flags["seed"] < 0 or flags["k"] < 1:
+        raise UsageError(f"--draws={flags['draws']} --seed={flags['seed']} --k={flags['k']}: wanted at least 0, 0 and 1")
+    tuned = {key: flags[f"finetune_{key}"] for key in ("lr", "epochs", "batch")}
+    finetune.plan((), 1, 1.0, multiple=1, **tuned)  # refuses what is out of range
     build.start_devices(build.cpu_devices(config))
     start = time.perf_counter()
 
-    trained = build.source(configs.from_plain(saved))  # what the run was trained on, be it scored on something else
-    tokenizer = build.tokenizer(config, trained, workdir)
-    method = build.method(config, axis=None, examples=trained.size, tokenizer=tokenizer)
+    if recipe is None:
+        it = subject.of_run(config, saved, workdir, best=flags["best"])
+    else:
+        texts = not flags["evals"] or flags["search"] or set(pairs.EVALS) & set(flags["evals"].split(","))
+        it = subject.of_directory(config, flags["from-dir"], texts=bool(texts))
+    config, method, tokenizer = it.config, it.method, it.tokenizer
     names = list(filter(None, flags["evals"].split(","))) or _suited(config, tokenizer, flags)
     for name in names:
-        _one_of("evals", name, (*score.EVALS, *pairs.EVALS))
+        _one_of("evals", name, (*score.EVALS, "finetune", *pairs.EVALS))
     paired = [name for name in names if name in pairs.EVALS]
-    wanted = [name for name in names if name not in paired]
+    probed = [name for name in names if name in score.EVALS]
     split = flags["split"] or config.evals.test
     pairs.check(config, paired, tokenizer, split)
     if flags["search"] and tokenizer is None:
-        raise UsageError(f"--search: wanted a run with captions; method {config.method.name!r} has no text tower")
-    step, state, first = _states(config, method, trained, tokenizer, workdir, best=flags["best"])
-    of_images, multiple = build.embedder(method, state.params, state.extra)
-    kind = config.method.name + (f" on {flags['data']}" if flags["data"] else "")
+        raise UsageError(f"--search: wanted a run with captions; {it.kind!r} has no text tower")
+    step, now, first = it.states()
+    of_images, multiple = build.embedder(method, *now)
+    kind = it.kind + (f" on {flags['data']}" if flags["data"] else "")
     made, records = [], []
-    if wanted and not build.source(config, config.evals.train).classes:
+    labelled = bool(build.source(config, config.evals.train).classes)
+    if (probed or "finetune" in names) and not labelled:
         made += probes.unlabelled(config, of_images, multiple, workdir)
-    elif wanted:
+    untrained = first() if labelled and "random_init" in baselines and (probed or "finetune" in names) else None
+    if probed and labelled:
         embedders = {kind: (of_images, multiple)}
-        if "random_init" in baselines:
-            embedders["random_init"] = build.embedder(method, first.params, first.extra)
+        if untrained:
+            embedders["random_init"] = build.embedder(method, *untrained)
         if "pixels" in baselines:
             embedders["pixels"] = probes.pixels, 1
         kinds = {name: probes.features(config, *embedder) for name, embedder in embedders.items()}
-        records += probes.run(kinds, wanted, counts, step=step, draws=flags["draws"], seed=flags["seed"],
-                              setting=knn.SETTINGS[flags["knn"]], protocol=flags["protocol"])
+        for name in probed:
+            records += probes.run(kinds, [name], counts[name], step=step, draws=flags["draws"] or DRAWS[name],
+                                  seed=flags["seed"], setting=knn.SETTINGS[flags["knn"]], protocol=flags["protocol"])
         if flags["pictures"]:
-            made += probes.draw(workdir, config, *kinds[kind], build.source(config, config.evals.test))
+            made += probes.draw(workdir, config, *kinds[kind], build.source(config, config.evals.test), kind=it.kind)
+    if "finetune" in names and labelled:
+        weights = {name: tuning.start(config, method, *state)
+                   for name, state in ((kind, now), ("random_init", untrained)) if state}
+        records += tuning.run(config, weights, counts["finetune"], step=step, draws=flags["draws"] or DRAWS["finetune"],
+                              seed=flags["seed"], **tuned)
     if paired or flags["search"]:
-        of_texts, _ = build.embedder(method, state.params, state.extra, "text")
+        of_texts, _ = build.embedder(method, *now, "text")
         found = pairs.run(config, paired, of_images, of_texts, multiple, tokenizer, split=split, step=step,
                           kind=kind)
         records += found.records
@@ -86,9 +106,9 @@ def main(argv: list[str]) -> None:
     print(f"pictures: {_list(made)}  ({time.perf_counter() - start:.0f} s)")
 
 
-def _changed(saved, flags):
-    """The run's config, with what the flags change about evaluation."""
-    config = configs.from_plain(saved).copy_and_resolve_references().unlock()
+def _changed(config, flags):
+    """The config with what the flags change about evaluation."""
+    config = config.copy_and_resolve_references().unlock()
     if flags["data"]:
         name, _, rest = flags["data"].partition(":")
         config.data = {"name": name, **_values(rest)}
@@ -127,27 +147,17 @@ def _list(paths):
     return ", ".join(str(p) for p in paths if p) or "none"
 
 
-def _states(config, method, trained, tokenizer, workdir, *, best):
-    """(step, the state there, the state before training)."""
-    from simclr_jax.train.checkpoint import Checkpoints
-    from simclr_jax.train.state import init_state
-    mesh = dist.make_mesh({dist.DATA: 1}, jax.local_devices()[:1])
-    optimiser = build.optimiser(config, trained.size)
-    data.check(trained, batch=config.batch)
-    rows = build.rows(config, build.recipe(config), tokenizer)
-    first = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
-    restored = Checkpoints(workdir / ("best" if best else "checkpoints"), writable=False).restore(first)
-    if restored is None:
-        raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the first is "
-                         f"written at step {config.checkpoint.every}, or when the run is stopped")
-    return restored[0], restored[1], first
-
-
-def _whole(text):
+def _amount(text):
+    """"5" as 5, "10%" as it is, "100%" and "all" as "all"."""
+    if text in ("all", "100%"):
+        return "all"
+    if text.endswith("%"):
+        draws.share(text)
+        return text
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--labels: {text!r}, wanted whole numbers or all, as in --labels=1,5,all") from None
+        raise UsageError(f"--labels: {text!r}, wanted whole numbers, shares or all, as in --labels=5,10%,all") from None
 
 
 def _one_of(flag, name, known):

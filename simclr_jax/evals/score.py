@@ -3,13 +3,14 @@
 Same rules for every kind of feature, and the test set is used once, for the number reported:
 
   val    a fixed stratified fifth of the training examples. It chooses l2 and nothing is fitted on it.
-  n      labels per class: `draws` stratified draws from the other four fifths. l2 is the strength of best mean
-         accuracy on val over the draws (the stronger on a tie), one for each kind of feature and each n. So the choice
-         of this one number sees more labels than the classifiers do; with one label a class nothing could be held out
-         of the draw itself.
+  n, n%  labels per class, or a share of all labels, every class alike: `draws` stratified draws from the other four
+         fifths. l2 is the strength of best mean accuracy on val over the draws (the stronger on a tie), one for each
+         kind of feature and each n. So the choice of this one number sees more labels than the classifiers do; with one
+         label a class nothing could be held out of the draw itself.
   "all"  l2 chosen by fitting on the four fifths, then fitted again on all training examples.
 
-kNN has nothing to choose: the same draws vote, or all training examples. The SGD protocol has no l2: likewise.
+kNN has nothing to choose: the same draws vote, or all training examples. The SGD protocol has no l2: likewise. Nor has
+fine-tuning, whose recipe is fixed (`finetune.py`).
 """
 from typing import Any, Mapping, Sequence
 
@@ -36,10 +37,10 @@ def score(features_by_kind: Mapping[str, tuple], *, step: int, evals: Sequence[s
       l2s: strengths tried with "lbfgs".
 
     Returns:
-      Records with eval, features (the kind), labels_per_class (int or "all"), accuracy (mean over draws, in [0,1]),
-      std (sample deviation over draws; 0 for a single one), draws, step, chance (accuracy on the test set of its
-      commonest class), n_train (examples a classifier saw), n_test; for kNN k, k_asked, temperature; for the probe
-      protocol and, with "lbfgs", l2.
+      Records with eval, features (the kind), labels_per_class (int, a share such as "10%" or "all"), accuracy (mean over
+      draws, in [0,1]), std (sample deviation over draws; 0 for a single one), draws, step, chance (accuracy on the test
+      set of its commonest class), n_train (labelled examples a classifier saw), share (of all there are), n_test; for
+      kNN k, k_asked, temperature; for the probe protocol and, with "lbfgs", l2.
 
     Raises:
       UsageError: unlabelled or empty sets, one class only, features that are not finite, too few labels to draw from,
@@ -54,21 +55,26 @@ def score(features_by_kind: Mapping[str, tuple], *, step: int, evals: Sequence[s
         fit, val = drawing.holdout(train_y, seed=seed)
         options = dict(setting=setting, protocol=protocol, l2s=l2s, classes=classes, seed=seed)
         for n in labels_per_class:
-            if n == "all":
-                rows = [np.arange(len(train_y))]
-            elif isinstance(n, int):
-                rows = [fit[d] for d in drawing.per_class(train_y[fit], n, draws=draws, seed=seed)]
-            else:
-                raise UsageError(f"labels_per_class={n!r} given, wanted a whole number or \"all\"")
+            rows = drawing.rows(train_y, fit, n, draws=draws, seed=seed)
             for name in evals:
                 guesses, details = EVALS[name](train_x, train_y, test_x, rows, fit=fit, val=val, **options)
-                right = [float(np.mean(g == test_y)) for g in guesses]
-                records.append(dict(
-                    eval=name, features=kind, labels_per_class=n, accuracy=float(np.mean(right)),
-                    std=float(np.std(right, ddof=1)) if len(right) > 1 else 0.0, draws=len(right), step=int(step),
-                    chance=float(np.bincount(test_y[test_y >= 0]).max() / len(test_y)), n_train=len(rows[0]),
-                    n_test=len(test_y), **details))
+                records.append(record(name, kind, n, [g == test_y for g in guesses], test_y, step=step,
+                                      n_train=len(rows[0]), share=len(rows[0]) / len(train_y), **details))
     return records
+
+
+def record(name: str, kind: str, labels: int | str, right: Sequence[np.ndarray], test_y: np.ndarray, *, step: int,
+           **details) -> dict[str, Any]:
+    """One number of the table, as `score` returns it.
+
+    Args:
+      right: of each draw bool[m], which test examples are classified rightly; test_y: i[m], below 0: never right.
+    """
+    found = [float(np.mean(r)) for r in right]
+    return dict(eval=name, features=kind, labels_per_class=labels, accuracy=float(np.mean(found)),
+                std=float(np.std(found, ddof=1)) if len(found) > 1 else 0.0, draws=len(found), step=int(step),
+                chance=float(np.unique(test_y[test_y >= 0], return_counts=True)[1].max(initial=0) / len(test_y)),
+                n_test=len(test_y), **details)
 
 
 def _knn(train_x, train_y, test_x, rows, *, setting, classes, **_):

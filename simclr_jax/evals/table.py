@@ -8,7 +8,7 @@ from etils import epath
 
 from simclr_jax.errors import UsageError
 
-TITLES = {"knn": "weighted kNN", "linear": "linear probe"}
+TITLES = {"knn": "weighted kNN", "linear": "linear probe", "finetune": "fine-tuned"}
 
 
 def text(records: Sequence[dict[str, Any]]) -> str:
@@ -30,8 +30,10 @@ def text(records: Sequence[dict[str, Any]]) -> str:
                           *_aligned(grid_of(same, lambda r: _row(r, steps))), ""]
             continue
         steps = sorted({r["step"] for r in mine})
-        columns = sorted({r["labels_per_class"] for r in mine}, key=lambda n: np.inf if n == "all" else n)
-        grid = [["labels per class"] + [str(c) for c in columns]]
+        columns = sorted({r["labels_per_class"] for r in mine}, key=_amount)
+        shares = any(str(c).endswith("%") for c in columns)
+        grid = [["labels" if shares else "labels per class"]
+                + [f"{c} a class" if shares and isinstance(c, int) else str(c) for c in columns]]
         for kind, step in dict.fromkeys((r["features"], r["step"]) for r in mine):
             cells = {r["labels_per_class"]: r for r in mine if (r["features"], r["step"]) == (kind, step)}
             grid.append([_row(dict(features=kind, step=step), steps)]
@@ -73,6 +75,13 @@ def merge(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> list[di
 
 def _key(record):
     return tuple(record[k] for k in ("eval", "features", "labels_per_class", "step"))
+
+
+def _amount(labels):
+    """By which columns are sorted: labels a class, then shares, then all."""
+    if isinstance(labels, int):
+        return 0, labels
+    return (2, 0) if labels == "all" else (1, float(labels.removesuffix("%")))
 
 
 def _title(name, records):

@@ -88,12 +88,11 @@ def write(flags) -> None:
     if bool(flags["workdir"]) == bool(flags["from-dir"]):
         raise UsageError("give one of --workdir (a run) and --from-dir (a directory that --from or --to=flax made)")
     if flags["workdir"]:
-        model = trained.read(flags["workdir"], best=flags["best"], heads=flags["heads"] and flags["to"] == "flax")
+        model = trained.read(flags["workdir"], best=flags["best"], heads=flags["heads"])
     else:
         model = models.read(flags["from-dir"])
     model = model._replace(nets={role: _filled(net) for role, net in model.nets.items()})
-    if flags["to"] != "flax":
-        model = _towers(model)
+    model, heads = (model, {}) if flags["to"] == "flax" else _without_heads(model)
     if flags["to"] == "flax":
         models.write(flags["out"], model)
         print(f"{len(model.weights)} arrays: {flags['out']}")
@@ -101,10 +100,19 @@ def write(flags) -> None:
         stablehlo.write(flags["out"], model, card.text(model, "JAX", (), weights="model.safetensors", licence=flags["licence"]))
         print(f"{len(model.weights)} arrays: {flags['out']}")
     else:
-        _package(flags, model)
+        _package(flags, model, heads if flags["heads"] else {})
 
 
-def _package(flags, model):
+def _without_heads(model):
+    """(the model with its towers alone, {name: Tensor} of its other nets and of what a run has besides)."""
+    ours = "method" in model.meta  # of a run of ours nothing beside is another library's
+    heads = {n: t for n, t in model.weights.items() if n.split("/")[0] in set(model.nets) - set(trained.TOWERS)}
+    towers = {role: net for role, net in model.nets.items() if role in trained.TOWERS}
+    weights = {n: t for n, t in model.weights.items() if n not in heads}
+    return model._replace(nets=towers, weights=weights, beside={} if ours else model.beside), heads | (model.beside if ours else {})
+
+
+def _package(flags, model, heads):
     package = importlib.import_module(f"simclr_jax.export.{flags['to']}").package(model)
     rows = {r.ours for r in package.layout.rows}
     left = [n for n in model.weights if n not in rows and (n in models.SCALARS or any(re.fullmatch(p, n) for p in package.left))]
@@ -116,6 +124,8 @@ def _package(flags, model):
         writing.safetensors(folder / package.weights, theirs, {"format": "pt"})
         for name, text in package.files.items():
             (folder / name).write_text(text + "\n")
+        if heads:
+            writing.safetensors(folder / "heads.safetensors", files.check_finite(heads, "the heads"), {"format": "flax"})
         check.same_bytes(package, files.read(folder / package.weights), model)
         missing = check.library(package)
         if not missing:
@@ -147,17 +157,10 @@ def _config(place) -> dict:
     return out
 
 
-def _towers(model):
-    """A model without its projectors and predictors, which no other library has a place for."""
-    heads = tuple(f"{role}/" for role in model.nets if role not in trained.TOWERS)
-    return model._replace(nets={role: net for role, net in model.nets.items() if role in trained.TOWERS},
-                          weights={name: t for name, t in model.weights.items() if not name.startswith(heads)})
-
-
 def _filled(net) -> dict:
     """A net's arguments, all of them."""
     factory = names.factory("nets", net["name"])
-    return {**names.defaults(factory, ("axis", "remat", "vocab", "length")), **net}
+    return {**names.defaults(factory, ("axis", "remat")), **net}
 
 
 def _overridden(nets, text) -> dict:

@@ -58,15 +58,15 @@ def differences(package: Package, folder, model, rows: int = 2) -> list[Differen
       UsageError: the library does not open what was written.
     """
     import torch
-    mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image))
-    random = np.random.default_rng(0)
-    size = side(model.image)
-    images = (pictures(rows, size, random) - mean) / std
-    inputs = {"image": images}
+    random, inputs = np.random.default_rng(0), {}
+    scope = {"pixels": None, "tokens": None}
+    if model.image:
+        mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image))
+        inputs["image"] = (pictures(rows, side(model.image), random) - mean) / std
+        scope["pixels"] = torch.from_numpy(np.ascontiguousarray(inputs["image"].transpose(0, 3, 1, 2)))
     if "text" in model.nets:
         inputs["text"] = ids(model.nets["text"], rows, random)
-    scope = {"pixels": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-             "tokens": torch.from_numpy(inputs["text"].astype(np.int64)) if "text" in inputs else None}
+        scope["tokens"] = torch.from_numpy(inputs["text"].astype(np.int64))
     try:
         exec("\n".join(package.lines).format(dir=folder), scope)
     except Exception as e:
@@ -113,7 +113,7 @@ def hold(found: list[Difference], tolerance: float = TOLERANCE) -> None:
 
 def ids(net, rows, random):
     """i32[rows,length] of texts that end with the end token, if there is one."""
-    eot = net.get("eot", -1) if net.get("pool") == "eot" else net["vocab"] - 1
+    eot = net["eot"] if net.get("pool") == "eot" else net["vocab"] - 1
     ids = random.integers(3 if net["vocab"] > 8 else 0, net["vocab"] - 1, (rows, net["length"]), dtype=np.int32)
     ids[ids == eot] = 3
     ids[:, -1] = eot if eot >= 0 else ids[:, -1]

@@ -2,6 +2,7 @@
 import json
 import math
 
+from simclr_jax.errors import UsageError
 from simclr_jax.export import found, hf, open_clip, rows, timm
 from simclr_jax.export.found import Found, Package
 from simclr_jax.export.layout import Layout, row
@@ -92,6 +93,9 @@ def package(model) -> Package:
         open_clip.check("transformers", model.nets, gelus=tuple(hf.GELUS))
         found.refuse("transformers", image, name="vit", pool="cls")
         found.refuse("transformers", text, pool=("eot", "argmax"))
+        if text["pool"] == "eot" and text["eot"] == 2:
+            raise UsageError("--to=transformers: the end token is 2, by which transformers means the largest id of a text; train with "
+                             "a tokenizer whose end token is another")
     else:
         found.refuse("transformers", image, posemb="learned", class_token=False, registers=0, mask_token=False, pre_norm=False,
                      patch_bias=True, final_norm=True, layer_scale=0.0, out=0)

@@ -85,7 +85,8 @@ def ours(layout: Layout, theirs: dict[str, Tensor], where: str):
     used = {part.name for r in layout.rows for part in r.parts}
     beside = {n: t for n, t in theirs.items() if n not in used and any(re.fullmatch(p, n) for p in layout.beside)}
     missing = [n for n in used if n not in theirs]
-    extra = [n for n in theirs if n not in used and n not in beside and not any(re.fullmatch(p, n) for p in layout.ignored)]
+    extra = [n for n in theirs if n not in used and n not in beside and n not in layout.filled
+             and not any(re.fullmatch(p, n) for p in layout.ignored)]
     if missing or extra:
         said = [f"{len(names)} of its arrays {what} ({_some(names, near)})"
                 for names, what, near in ((missing, "are missing", extra), (extra, "have no place", ())) if names]

@@ -136,7 +136,7 @@ def size(image: dict) -> int:
 
 def moments(image: dict):
     """(mean, deviation) that a prepared picture is normalised by, of three channels in [0, 1]."""
-    last, kwargs = image["eval"][-1]
+    last, kwargs = image["eval"][-1] if image else ("", {})
     return (tuple(kwargs["mean"]), tuple(kwargs["std"])) if last == "normalize" else ((0.0,) * 3, (1.0,) * 3)
 
 

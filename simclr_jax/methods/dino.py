@@ -80,7 +80,10 @@ def make(nets, *, prototypes: int = 65536, norm_last_layer: bool = True, student
         teacher, m = extra["teacher"], branches.rising(momentum, ctx.step, steps)
         return {**extra, "teacher": {**teacher, "params": branches.follow(teacher["params"], params, m)}}
 
-    def embed(params, extra, inputs):
-        return branches.features(nets, extra["teacher"]["params"], extra["teacher"]["stats"], inputs)
+    def weights(params, extra):
+        return extra["teacher"]["params"], extra["teacher"]["stats"]
 
-    return Method(init, forward, criterion, embed, finish)
+    def embed(params, extra, inputs):
+        return branches.features(nets, *weights(params, extra), inputs)
+
+    return Method(init, forward, criterion, embed, finish, weights)

@@ -51,7 +51,13 @@ def _run(config, flags, workdir, alive):
         made = build.step(config, mesh, method, optimiser.tx, recipe, data.as_read(source, share), tokenizer)
         traced, rows = made.trace(), made.rows
         fresh = not Checkpoints(workdir / "checkpoints", writable=False).steps()
-        loaded = load.read(config.load) if fresh else {}  # a run that goes on has its weights
+        # A run that goes on has its weights.
+        places = load.resolve(config.load, config.init_from, list(config.nets), made.state.params) if fresh else {}
+        loaded = load.read(places)
+        if fresh and (random := set(config.method.get("locked", ())) - set(places)):
+            raise UsageError(f"config.method.locked names {sorted(random)[0]!r}, for which "
+                             f"config.init_from={config.init_from} has no weights; give them, as in "
+                             f"--config.load.{sorted(random)[0]}=DIR:backbone")
         load.place(made.shapes(), loaded)
         evaluate = watch.make(config, method, process, tokenizer) if config.evals.every else None
         logs.check(config)
@@ -78,7 +84,7 @@ def _run(config, flags, workdir, alive):
     excluded = optimiser.report(state.params)
     if lead:
         print(f"parameters: {build.count(state.params):,}; state: {placement.bytes_here(state) / 2**20:,.1f} MiB a device",
-              *excluded, sep="\n", flush=True)
+              *load.report(places, config.nets), *excluded, sep="\n", flush=True)
     restored = checkpoints.restore(state)
     if restored:
         step, state, _ = restored

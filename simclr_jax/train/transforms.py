@@ -10,7 +10,7 @@ from simclr_jax.train import rules
 
 BLOCK = r"(^|.*/)stack/block(\d+)/"  # a block of a transformer, as `nets/transformer` names it
 BLOCKS = r"(^|.*/)stack/blocks/"  # all of them, scanned: layers are the leading axis
-BEFORE = r"(patches|positions|class_token|mask_token|registers)/"  # what comes before the first block
+BEFORE = r"(patches|tokens|types|positions|class_token|mask_token|registers|norm_pre)/"  # what comes before the first block
 
 
 def decay(weight_decay: float, decay_rules, schedule=None):

@@ -53,12 +53,27 @@ def test_running_it_again_changes_nothing(run):
     assert records() == records()
 
 
+@pytest.mark.slow
+def test_a_pretrained_net_tuned_on_a_hundredth_of_the_labels_beats_an_untrained_one(run, capsys):
+    evaluate(["evals", f"--workdir={run}", "--evals=finetune", "--labels=1%", "--draws=2", "--finetune_epochs=300",
+              "--nopictures"])
+    records = {r["features"]: r for r in json.loads((run / "evals.json").read_text()) if r["eval"] == "finetune"}
+    assert records["simclr"]["accuracy"] > records["random_init"]["accuracy"] + 0.08
+    assert all(r["n_train"] == 10 and r["labels_per_class"] == "1%" and r["share"] == 10 / 1297 and r["draws"] == 2
+               for r in records.values())
+    assert "fine-tuned: test accuracy in %, mean ± std of 2 draws, step 200" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--workdir=nowhere"], "no config.json in it"),
     ([], "no --workdir given"),
     (["--evals=knnn"], "--evals=knnn; did you mean 'knn'"),
     (["--knn=dion"], "--knn=dion; did you mean 'dino'"),
-    (["--labels=5,many"], "'many', wanted whole numbers or all"),
+    (["--labels=5,many"], "'many', wanted whole numbers, shares or all"),
+    (["--labels=95%"], "'95%', wanted a share above 0 and up to 80%"),
+    (["--evals=finetune", "--finetune_lr=-1"], "wanted numbers above 0"),
+    (["--evals=finetune", "--labels=1", "--finetune_lr=1e30", "--finetune_epochs=10"], "diverged: .* a lower --finetune_lr"),
+    (["--from-dir=DIR"], "no --config given"),
     (["--protocol=lbgfs"], "lbgfs"),
     (["--baselines=pixel"], "--baselines=pixel; did you mean 'pixels'"),
     (["--wrokdir=x"], "unknown flag; did you mean 'workdir'"),

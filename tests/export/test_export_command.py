@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import build, config as configs, export
+from simclr_jax import config as configs, export
 from simclr_jax.errors import UsageError
 from simclr_jax.export import model as models, tensors
 from simclr_jax.export.__main__ import main
@@ -22,12 +22,11 @@ def run(tmp_path_factory):
 
 def features_of_run(workdir, images):
     """By the run's own method, from its checkpoint."""
-    from simclr_jax.evals.__main__ import _states
-    config = configs.from_plain(json.loads((workdir / "config.json").read_text()))
-    source = build.source(config)
-    method = build.method(config, axis=None, examples=source.size)
-    _, state, _ = _states(config, method, source, None, workdir, best=False)
-    return np.asarray(jax.jit(lambda p, e, x: method.embed(p, e, {"image": x})["image"])(state.params, state.extra, images))
+    from simclr_jax import subject
+    saved = json.loads((workdir / "config.json").read_text())
+    run = subject.of_run(configs.from_plain(saved), saved, workdir, best=False)
+    _, (params, extra), _ = run.states()
+    return np.asarray(jax.jit(lambda p, e, x: run.method.embed(p, e, {"image": x})["image"])(params, extra, images))
 
 
 def test_a_run_goes_out_for_flax_and_five_lines_give_its_features(run, tmp_path):

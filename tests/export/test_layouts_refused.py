@@ -1,4 +1,4 @@
-"""What becomes of published nets: refusals in one line, heads that stay behind, and the nets as torchvision builds them."""
+"""Published nets: refusals in one line, heads that stay behind, and the nets as torchvision builds them."""
 import numpy as np
 import pytest
 import safetensors.numpy

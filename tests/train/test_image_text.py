@@ -133,7 +133,7 @@ REFUSED = {
     "--config.text.size=10": "size=10",
     "--config.nets.text.out=4": "the towers end at different widths",
     "--config.evals.every=1 --config.evals.run=('zeroshot',)": "there is no 'zeroshot'; did you mean 'zero_shot'",
-    "--config.load.image=/nowhere/at/all": "has no field 'load.image'",
+    "--config.load.imag=/nowhere/at/all": "has no field 'load.imag'; did you mean 'load.image'",
     "--config.method.name=simclr": "config.augment.views has 1 views, wanted 2",
 }
 

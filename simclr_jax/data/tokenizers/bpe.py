@@ -11,8 +11,8 @@ from simclr_jax.data.tokenizer import (Tokenizer, check_length, cleaner, digest,
                                        rust_ids)
 from simclr_jax.errors import UsageError
 
-PAD, START, END = 0, 1, 2
-SPECIAL = ("<pad>", "<start_of_text>", "<end_of_text>")
+PAD, END, START = 0, 1, 2  # an end token of 2 would mean another thing to transformers' CLIP
+SPECIAL = ("<pad>", "<end_of_text>", "<start_of_text>")
 SMALLEST = len(SPECIAL) + 256  # special tokens and bytes, no merges
 CAPTIONS = 1_000_000  # are read for training at most
 
@@ -54,7 +54,7 @@ def make(*, size: int = 4096, length: int = 32, captions=None, file: str = "") -
         data = _trained(map(clean, itertools.islice(captions(), CAPTIONS)), size)
     tokenizer = from_json(data, file)
     found = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    if found != size or [tokenizer.token_to_id(t) for t in SPECIAL] != [PAD, START, END]:
+    if found != size or [tokenizer.token_to_id(t) for t in SPECIAL] != [PAD, END, START]:
         raise UsageError(f"bpe: {file} has {found} tokens, or not {', '.join(SPECIAL)} as the first; wanted "
                          f"size={size}; set size to that of the file, or remove the file to train again")
     tokenizer.no_padding()
