@@ -121,7 +121,10 @@ def example(model: Model, role: str):
     if role == "audio":
         return jax.ShapeDtypeStruct((1, spec["side"] ** 2 // spec["mels"], spec["mels"]), jnp.float32)
     if spec["name"] == "mlp":
-        return jax.ShapeDtypeStruct((1, model.weights[f"{role}/layer1/dense/kernel"].shape[0]), jnp.float32)
+        first = f"{role}/layer1/dense/kernel"  # which says how wide the features are that the head takes
+        if first not in model.weights:
+            raise UsageError(f"the weights have no {first!r}, which nets/mlp wants")
+        return jax.ShapeDtypeStruct((1, model.weights[first].shape[0]), jnp.float32)
     side = size(model.image)
     return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
 

@@ -172,6 +172,21 @@ def test_interpolation():
                                                                      table[1:].reshape(3, 4, 5)), atol=1e-6)
 
 
+@pytest.mark.parametrize("how, new, expected", [  # of torch 2.13's interpolate(mode="bicubic")
+    ("size", 3, (-1.722222, 0.0, 4.925926)), ("size", 5, (0.328, 1.888, 0.0, 5.452, 0.504)),
+    ("offset", 3, (-1.592794, 0.22505, 6.333066)), ("offset", 5, (0.38545, 1.565038, 0.105159, 4.849828, 1.646168)),
+    ("antialias", 3, (0.233871, 2.157509, 3.21371)), ("antialias", 5, (-0.197397, 1.325052, 1.10395, 5.0, 1.542299)),
+    ("antialias", 9, (1.142012, -1.464286, 0.59808, 3.648834, 0.0, 2.131687, 5.990398, 4.714286, -1.378698)),
+])
+def test_ways_to_resize_positions(how, new, expected):
+    """Of seven rows; sizes given, a scale_factor of (new + 0.1) / 7, and sizes with antialias=True. Prefixes stay."""
+    rows = np.array([1.0, -2, 4, 0, 3, 7, -1])
+    table = np.concatenate([[9.0], np.repeat(rows, 7)])[:, None]
+    resized = posemb.resize(jnp.asarray(table, jnp.float32), 1, (7, 7), (new, new), how)
+    np.testing.assert_allclose(resized[1:].reshape(new, new), np.repeat(np.array(expected)[:, None], new, 1), atol=2e-6)
+    assert resized[0, 0] == 9
+
+
 def test_a_gated_mlp_is_as_large_as_a_plain_one():
     """By default two thirds of 4 * width behind the gate, as in DINOv2: of width 48, 128 channels; of 1536, g2's."""
     plain, gated = (vit.make(width=48, depth=1, heads=4, patch=8, image=8, mlp_kind=k) for k in ("gelu", "swiglu"))
@@ -255,6 +270,7 @@ def test_draws_of_one_kind_are_one_draw():
     (dict(TINY, pool="gap"), "pool='gap', wanted cls, pooler, mean, map"),
     (dict(TINY, mlp_kind="glu"), "mlp_kind='glu', wanted gelu or swiglu"),
     (dict(TINY, posemb="rope"), "posemb='rope', wanted learned, sincos"),
+    (dict(TINY, position_resize="linear"), "position_resize='linear', wanted size, offset, antialias"),
     (dict(TINY, init="timm"), "init='timm', wanted vit, clip"),
     (dict(TINY, gelu="relu"), "gelu='relu', wanted erf, tanh, quick"),
     (dict(TINY, drop_path=1.0), "drop_path=1.0, wanted a rate"),
