@@ -141,7 +141,7 @@ def moments(image: dict):
 
 
 def tree(model: Model, role: str):
-    """(params, stats) of a role as nested dicts of numpy arrays."""
+    """(params, stats) of a role as nested dicts of arrays, read one by one."""
     params, stats = {}, {}
     for name, tensor in model.weights.items():
         if name in SCALARS or not name.startswith(f"{role}/"):
@@ -150,7 +150,7 @@ def tree(model: Model, role: str):
         node = stats if path[0] == "stats" else params
         for p in path[path[0] == "stats":]:
             node = node.setdefault(p, {})
-        node[last] = tensor.read()
+        node[last] = jnp.asarray(tensor.read())
     return params, stats
 
 
@@ -160,7 +160,7 @@ def embedder(model: Model):
     nets = {role: build(spec) for role, spec in model.nets.items()}
     roles = {MODALITIES.get(role, role): role for role in nets}
     mean, std = (np.asarray(m, np.float32) for m in moments(model.image)) if model.image else (None, None)
-    params = {role: jax.tree.map(jnp.asarray, tree(model, role)) for role in nets}
+    params = {role: tree(model, role) for role in nets}
 
     def embed(params, **inputs):
         if strange := set(inputs) - set(roles):
