@@ -52,7 +52,7 @@ def oracle(name, dtype):
                 out["last_big"] = net.apply(params, {}, cast(z.images("in/pixel_values_big")), train=True)[0]["tokens"]
             return sum(map(mean_square, out.values())), out
 
-        (_, out), grads = weights.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return z, jax.tree.map(np.asarray, out), weights.flat(jax.tree.map(np.asarray, grads)), table
 
 
@@ -107,7 +107,7 @@ def test_scan_and_remat_change_nothing(remat, scan):
     def run(params, **more):
         net = vit.make(**how, **more)
         loss = lambda p: jnp.mean(net.apply(p, {}, x, train=True, key=keys)[0]["pooled"] * w)
-        return weights.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     value, grads = run(params)
     other, found = run(weights.stacked(params) if scan else params, remat=remat, scan=scan)
@@ -147,7 +147,7 @@ def test_bf16_computes_in_bf16_and_keeps_f32():
     params = weights.init(full, x)
     begun = jax.eval_shape(half.init, jax.random.key(0), x)[0]
     assert {p.dtype for p in jax.tree.leaves(begun)} == {jnp.dtype("float32")}
-    a, b = (weights.jit(lambda p, n=n: n.apply(p, {}, x, train=True)[0])(params) for n in (full, half))
+    a, b = (jax.jit(lambda p, n=n: n.apply(p, {}, x, train=True)[0])(params) for n in (full, half))
     for name in ("pooled", "tokens"):
         assert b[name].dtype == jnp.float32
         error = float(jnp.linalg.norm(a[name] - b[name]) / jnp.linalg.norm(a[name]))
@@ -252,9 +252,11 @@ def test_initial_values(init):
 
 def test_draws_of_one_kind_are_one_draw():
     """What nets began with before there were several kinds: a run resumed after an update begins from the same."""
-    params = convnet.make(channels=(4, 6)).init(jax.random.key(7), jnp.zeros((1, 8, 8, 3)))[0]
+    # To the last digit programs are only alike with the code generator's usual effort.
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    params = jit(lambda key: convnet.make(channels=(4, 6)).init(key, jnp.zeros((1, 8, 8, 3)))[0])(jax.random.key(7))
     a, b = (params[f"conv{i}"]["kernel"] for i in (1, 2))
-    numbers = jax.random.truncated_normal(jax.random.key(7), -2.0, 2.0, (a.size + b.size,)) / linen.CUT
+    numbers = jit(lambda key: jax.random.truncated_normal(key, -2.0, 2.0, (a.size + b.size,)) / linen.CUT)(jax.random.key(7))
     for kernel, part in ((a, numbers[:a.size]), (b, numbers[a.size:])):
         want = part.reshape(kernel.shape) * np.float32(math.sqrt(2 / math.prod(kernel.shape[:3])))
         np.testing.assert_allclose(kernel, want, rtol=3e-7)
