@@ -28,12 +28,17 @@ def pytest_addoption(parser):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     report = yield
-    scorecard.note(item, report)
+    scorecard.mark(item, report)
     return report
 
 
+def pytest_runtest_logreport(report):
+    scorecard.note(report)
+
+
 def pytest_sessionfinish(session):
-    if path := session.config.getoption("--scorecard"):
+    path = session.config.getoption("--scorecard")
+    if path and not hasattr(session.config, "workerinput"):  # pytest-xdist's workers have one
         import platform
         scorecard.write(path, f"Python {platform.python_version()}, jax {jax.__version__}, {os.cpu_count()} CPU cores")
 

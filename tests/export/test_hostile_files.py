@@ -144,6 +144,7 @@ def test_broken_archives(tmp_path, refuse, name):
     refuse("w.npz", match)
 
 
+@pytest.mark.scorecard(43)
 def test_archives_with_payloads(tmp_path, refuse):
     np.savez(tmp_path / "w.npz", good=np.ones(1), bad=np.array([system()], object))
     refuse("w.npz", "bad holds pickled objects")

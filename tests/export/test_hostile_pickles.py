@@ -31,6 +31,7 @@ PAYLOADS = {
 }
 
 
+@pytest.mark.scorecard(43)
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_a_pickle_that_holds_more_than_arrays(tmp_path, refuse, name, protocol):

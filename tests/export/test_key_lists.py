@@ -46,6 +46,7 @@ def test_every_list_is_used():
     assert set(CASES) == set(manifests())
 
 
+@pytest.mark.scorecard(44)
 @pytest.mark.parametrize("name", CASES)
 def test_names_and_shapes_are_the_librarys(name):
     nets, table = CASES[name]

@@ -30,6 +30,7 @@ CASES = {
 }
 
 
+@pytest.mark.scorecard(44)
 @pytest.mark.parametrize("name", CASES)
 def test_a_state_dict_is_read_as_the_tables_say_and_written_back_to_the_bit(name):
     module, config, expected = CASES[name]

@@ -12,7 +12,7 @@ from losses import of_distill, of_metric, of_pairs, of_softmax
 CASES = of_pairs.CASES | of_softmax.CASES | of_metric.CASES | of_distill.CASES
 DEVICES = 1, 2, 4, 8
 DTYPES = jnp.float32, jnp.bfloat16
-ROW_2 = "info_nce", "clip", "siglip", "dino", "cosine_regression"  # of the scorecard
+ROW_2 = "info_nce", "clip", "siglip", "dino", "cosine_regression", "barlow_twins", "vicreg"  # of the scorecard
 
 
 def matrix():

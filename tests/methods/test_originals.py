@@ -37,6 +37,7 @@ def loss_of(method, extra, outputs, params=None):
     return jax.jit(jax.value_and_grad(lambda outputs: method.criterion(params or {}, extra, outputs, CTX)[0]))(outputs)
 
 
+@pytest.mark.scorecard(8)
 @pytest.mark.parametrize("case", [0, 1])
 def test_byol_equals_the_released_loss(case):
     _, c = cases("byol")[case]
@@ -47,6 +48,7 @@ def test_byol_equals_the_released_loss(case):
     assert not np.any(grad["target"])
 
 
+@pytest.mark.scorecard(8)
 def test_the_momentum_rises_as_released():
     _, c = cases("dino_schedules")[1]
     got = branches.rising(0.996, jnp.arange(70), 70)

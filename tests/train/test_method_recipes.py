@@ -27,6 +27,7 @@ def leaves(workdir):
     return stored.record(steps.directory / str(steps.steps()[-1]))["leaves"]
 
 
+@pytest.mark.scorecard(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_resumes_to_the_bit_and_is_evaluated(name, tmp_path, monkeypatch):
