@@ -18,8 +18,8 @@ def check(config) -> None:
     role = tuning.role(config.nets)
     if role not in config.nets or config.nets[role].name != "vit":
         there = ", ".join(f"{r}: {net.name}" for r, net in config.nets.items())
-        raise UsageError(f"--evals=attention draws what the blocks of a vit look at, and config.nets has {there}; give a run or a "
-                         "directory whose net for images is one, such as of configs/dino_digits.py:net=vit")
+        raise UsageError(f"--evals=attention draws what the blocks of a vit look at, and config.nets has {there}; give "
+                         "a run or a directory whose net for images is one, such as of configs/dino_digits.py:net=vit")
 
 
 def draw(config, method, params, extra, workdir, split: str):

@@ -2,8 +2,8 @@
 `--from-dir=DIR --config=RECIPE`, what a published net makes of the data of a recipe.
 
 kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for nets
-with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text; for
-vision transformers `--evals=attention`, a picture of what they look at.
+with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text;
+for vision transformers `--evals=attention`, a picture of what they look at.
 """
 import time
 

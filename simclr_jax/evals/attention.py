@@ -24,8 +24,8 @@ def look(net: Net, params, stats, x, *, heads: int, pool: str, patch: int, prefi
 
     Args:
       heads, patch: of the net; prefix: tokens before the patches, which take their share but are not in `Look.patches`.
-      pool: of the net. "cls", "pooler": what the class token looks at in the last block. "mean": what the patches do, on
-        average. "map": what the probe looks at behind it.
+      pool: of the net. "cls", "pooler": what the class token looks at in the last block. "mean": what the patches do,
+        on average. "map": what the probe looks at behind it.
     """
     if pool == "map":
         names, query = ["pool/q", "pool/kv"], "probe"
@@ -59,10 +59,10 @@ def _depth(stack) -> int:
 
 @_picture
 def maps(figure, images: Sequence[np.ndarray], seen: Look):
-    """A line an image: the image, the mean over its heads, each head. Bright: looked at; each map from 0 to its largest.
+    """A line an image: the image, the mean over heads, each head. Bright: looked at; each map from 0 to its largest.
 
-    maps(images, seen, path=...). images: n of one size, u8 or f32, as `look` saw them. Patches are drawn as large as they
-    are in the image.
+    maps(images, seen, path=...). images: n of one size, u8 or f32, as `look` saw them. Patches are drawn as large as
+    they are in the image.
     """
     n, heads, h, w = seen.patches.shape
     shown = np.concatenate([seen.patches.mean(axis=1, keepdims=True), seen.patches], axis=1)

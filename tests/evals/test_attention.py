@@ -13,7 +13,7 @@ from simclr_jax.nets import vit
 from simclr_jax.train.__main__ import main as train
 
 TINY = dict(patch=4, image=16, width=8, depth=2, heads=2)
-IMAGES = np.random.default_rng(0).random((3, 16, 8, 3), np.float32)  # a grid of 4 x 2, which is not that of the positions
+IMAGES = np.random.default_rng(0).random((3, 16, 8, 3), np.float32)  # a grid of 4 x 2, not that of the positions
 PREFIX = {"cls": 3, "mean": 3, "map": 2}  # class token, if any, and two registers
 
 
@@ -60,7 +60,8 @@ def test_what_is_drawn_is_the_softmax_of_queries_and_keys(pool, query, tmp_path,
     np.testing.assert_allclose(seen.patches.reshape(3, 2, 8), want[..., prefix:], atol=1e-5)
     np.testing.assert_allclose(seen.others, want[..., :prefix].sum(-1), atol=1e-5)
     np.testing.assert_allclose(seen.patches.sum((2, 3)) + seen.others, 1, atol=1e-6)
-    assert attention.maps(IMAGES, seen, path=tmp_path / "attention.png") and (tmp_path / "attention.png").stat().st_size > 5000
+    attention.maps(IMAGES, seen, path=tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").stat().st_size > 5000
     shown = [np.asarray(ax.images[0].get_array()) for ax in drawn[0].axes]
     assert len(shown) == 3 * 4
     of = lambda i: want[i, :, prefix:].reshape(2, 4, 2).repeat(4, axis=1).repeat(4, axis=2)
@@ -84,16 +85,18 @@ def test_an_export_directory_is_drawn_and_one_without_a_vit_refused(tmp_path, dr
     evaluate([*command, f"--from-dir={tmp_path / 'vit'}"])
     assert (tmp_path / "out/images/attention.png").stat().st_size > 5000 and len(drawn[0].axes) == 6 * 4
     write(tmp_path / "conv", {"backbone": {"name": "convnet", "channels": [8]}})
-    with pytest.raises(UsageError, match="look at, and config.nets has backbone: convnet; give .*dino_digits.py:net=vit") as e:
+    with pytest.raises(UsageError, match="config.nets has backbone: convnet; give .*dino_digits.py:net=vit") as e:
         evaluate([*command, f"--from-dir={tmp_path / 'conv'}"])
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.slow
 def test_a_run_of_dino_is_drawn_by_its_teacher(tmp_path, monkeypatch):
-    train(["train", f"--config={ROOT}/configs/dino_digits.py:net=vit,crops=1", f"--workdir={tmp_path}", "--config.steps=2",
-           "--config.batch=16", "--config.nets.backbone.depth=1", "--config.method.prototypes=16", "--config.evals.every=0",
-           "--config.pictures=false", "--config.method.momentum=1.0", "--config.optim.warmup_epochs=0.0", "--config.nets.backbone.scan=true"])
+    train(["train", f"--config={ROOT}/configs/dino_digits.py:net=vit,crops=1", f"--workdir={tmp_path}",
+           "--config.steps=2", "--config.batch=16", "--config.nets.backbone.depth=1",
+           "--config.nets.backbone.scan=true", "--config.method.prototypes=16", "--config.method.momentum=1.0",
+           "--config.evals.every=0",
+           "--config.optim.warmup_epochs=0.0", "--config.pictures=false", "--config.devices=1"])
     given, look = [], attention.look
     monkeypatch.setattr(attention, "look", lambda *a, **k: (given.append((a, look(*a, **k))), given[-1][1])[1])
     evaluate(["evals", f"--workdir={tmp_path}", "--evals=attention"])

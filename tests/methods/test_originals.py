@@ -115,16 +115,17 @@ def test_moco_equals_six_steps_of_the_released_builder(case):
 
 @pytest.mark.parametrize("case", range(6))
 def test_moco_equals_another_memory_bank(case):
-    """lightly's has another way with rows that do not fit, which it drops: there the loss is the same, and ours refuses."""
+    """lightly's drops rows that do not fit: there the loss is the same, and ours refuses the queue."""
     p, c = cases("lightly_moco_bank")[case]
     method = make("moco", queue=p["K"], temperature=p["temperature"])
-    extra = {"queue": jnp.asarray(c["out_bank_before_f64"], jnp.float32), "position": jnp.int32(c["out_ptr_before_f64"][0])}
+    bank = jnp.asarray(c["out_bank_before_f64"], jnp.float32)
+    extra = {"queue": bank, "position": jnp.int32(c["out_ptr_before_f64"][0])}
     outputs = {"query": c["out0"], "key": c["out1"]}
     if p["K"] % p["n"]:
-        with pytest.raises(UsageError, match=f"queue={p['K']} is no multiple of the global batch of {p['n']}; take 32, or"):
+        with pytest.raises(UsageError, match="queue=40 is no multiple of the global batch of 16; take 32, or another"):
             method.criterion({}, extra, outputs, CTX)
         loss, grad = jax.jit(jax.value_and_grad(lambda q: losses.info_nce(
-            q, c["out1"], temperature=p["temperature"], negatives=extra["queue"])))(c["out0"])
+            q, c["out1"], temperature=p["temperature"], negatives=bank)))(c["out0"])
     else:
         (loss, (after, _)), grads = jax.jit(jax.value_and_grad(
             lambda outputs: method.criterion({}, extra, outputs, CTX), has_aux=True))(outputs)

@@ -1,4 +1,4 @@
-"""MoCo's way round batch statistics that give the answer away: keys are normalised among other rows than their queries."""
+"""MoCo's way round batch statistics that give the answer away: keys are normalised among other rows than queries."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -200,11 +200,13 @@ def test_mocos_rate_falls_to_a_tenth_at_epochs_120_and_160():
     made, steps = build.optimiser(config, 1_281_167), build.steps(config, 1_281_167)
     at = lambda epoch: epoch * steps // 200
     asked = [0, at(120) - 2, at(120) + 2, at(160) - 2, at(160) + 2, steps - 1]
-    np.testing.assert_allclose(jax.vmap(made.rate)(jnp.array(asked)), [0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003], rtol=1e-6)
+    want = [0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003]
+    np.testing.assert_allclose(jax.vmap(made.rate)(jnp.array(asked)), want, rtol=1e-6)
     got = follow(optim.make(name="sgd", lr=1.0, scaling="none", schedule="steps", warmup_epochs=0.0, momentum=0.0,
                             weight_decay=0.0, drops=(0.25, 0.75), batch=10, steps=8, examples=10).tx,
                  {"kernel": jnp.zeros(())}, [{"kernel": jnp.ones(())}] * 8)
-    np.testing.assert_allclose(-np.diff([0, *(float(p["kernel"]) for p in got)]), [1, 1, .1, .1, .1, .1, .01, .01], rtol=1e-5)
+    moved = -np.diff([0, *(float(p["kernel"]) for p in got)])
+    np.testing.assert_allclose(moved, [1, 1, .1, .1, .1, .1, .01, .01], rtol=1e-4)
 
 
 def test_weight_decay_follows_its_own_cosine():
