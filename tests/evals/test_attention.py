@@ -24,7 +24,7 @@ def net(pool, **more):
 def by_hand(net, params, pool):
     """f64[n,heads,N], head by head and row by row, from what goes into the last attention."""
     name = "norm" if pool == "map" else "stack/block2/norm1"
-    x = np.asarray(net.layers(params, {}, IMAGES, [name])[name], np.float64)
+    x = np.asarray(weights.jit(lambda p: net.layers(p, {}, IMAGES, [name])[name])(params), np.float64)
     part = params["pool" if pool == "map" else "stack"]
     part = part if pool == "map" else part["block2"]["attention"]
     dense = lambda x, at: x @ np.asarray(part[at]["kernel"], np.float64) + np.asarray(part[at]["bias"], np.float64)
@@ -79,11 +79,12 @@ def test_blocks_stacked_for_a_scan_are_looked_into():
 
 
 def test_an_export_directory_is_drawn_and_one_without_a_vit_refused(tmp_path, drawn):
-    vit_of = {"name": "vit", "patch": 2, "image": 8, "width": 8, "depth": 1, "heads": 2, "registers": 1}
-    write(tmp_path / "vit", {"backbone": vit_of}, seed=3)
+    vit_of = {"name": "vit", "size": "Ti", "depth": 1, "patch": 4, "image": 8, "pool": "map", "class_token": False}
+    write(tmp_path / "vit", {"image": vit_of}, seed=3)
     command = [*COMMAND, f"--workdir={tmp_path / 'out'}", "--evals=attention"]
     evaluate([*command, f"--from-dir={tmp_path / 'vit'}"])
-    assert (tmp_path / "out/images/attention.png").stat().st_size > 5000 and len(drawn[0].axes) == 6 * 4
+    assert (tmp_path / "out/images/attention.png").stat().st_size > 5000
+    assert len(drawn[0].axes) == 6 * (2 + 3)  # six images; a Ti has three heads
     write(tmp_path / "conv", {"backbone": {"name": "convnet", "channels": [8]}})
     with pytest.raises(UsageError, match="config.nets has backbone: convnet; give .*dino_digits.py:net=vit") as e:
         evaluate([*command, f"--from-dir={tmp_path / 'conv'}"])
@@ -92,10 +93,10 @@ def test_an_export_directory_is_drawn_and_one_without_a_vit_refused(tmp_path, dr
 
 @pytest.mark.slow
 def test_a_run_of_dino_is_drawn_by_its_teacher(tmp_path, monkeypatch):
-    train(["train", f"--config={ROOT}/configs/dino_digits.py:net=vit,crops=1", f"--workdir={tmp_path}",
+    train(["train", f"--config={ROOT}/configs/dino_digits.py:net=vit,crops=0", f"--workdir={tmp_path}",
            "--config.steps=2", "--config.batch=16", "--config.nets.backbone.depth=1",
-           "--config.nets.backbone.scan=true", "--config.method.prototypes=16", "--config.method.momentum=1.0",
-           "--config.evals.every=0",
+           "--config.nets.backbone.scan=true", "--config.nets.projector.layers=1", "--config.method.prototypes=16",
+           "--config.method.momentum=1.0", "--config.evals.every=0",
            "--config.optim.warmup_epochs=0.0", "--config.pictures=false", "--config.devices=1"])
     given, look = [], attention.look
     monkeypatch.setattr(attention, "look", lambda *a, **k: (given.append((a, look(*a, **k))), given[-1][1])[1])
