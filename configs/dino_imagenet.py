@@ -20,7 +20,7 @@ from simclr_jax.config import variant
 
 def get_config(arg=""):
     v = variant(arg, size="S", patch=16, epochs=100.0, batch=512, boost=False, dtype="bfloat16")
-    config = imagenet(v.batch, v.epochs, recipes.dino(), recipes.torch_eval())
+    config = imagenet(v.batch, v.epochs, recipes.dino(), recipes.torch_eval(method="bicubic"))
     config.method = dict(name="dino", norm_last_layer=not v.boost, teacher_temperature=0.07 if v.boost else 0.04,
                          warmup_teacher_epochs=30.0 if v.boost else 0.0)
     config.nets = dict(

@@ -32,7 +32,7 @@ def get_config(arg=""):
     config.nets = dict(
         backbone=dict(name="vit", size=v.net, heads=12, posemb="sincos", dtype=v.dtype) if vit else resnet50(v.dtype),
         projector=dict(heads, layers=3 if vit else 2),
-        predictor=dict(heads, layers=2),
+        predictor=dict(heads, layers=2, last_bn=vit),
     )
     lr, decay, momentum = RECIPES.get(epochs, RECIPES[300])
     if vit:

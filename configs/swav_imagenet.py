@@ -21,7 +21,7 @@ from simclr_jax.config import variant
 
 def get_config(arg=""):
     v = variant(arg, epochs=100.0, batch=4096, queue=0, crops=6, dtype="bfloat16")
-    config = imagenet(v.batch, v.epochs, recipes.swav(crops=v.crops), recipes.torch_eval())
+    config = imagenet(v.batch, v.epochs, recipes.swav(crops=v.crops), recipes.torch_eval(normalize=recipes.SWAV))
     config.method = dict(name="swav", prototypes=3000, queue=v.queue)
     config.nets = dict(
         backbone=resnet50(v.dtype, zero_init=False),

@@ -7,6 +7,8 @@ differs from what an op can do, the function says so.
 # Channel means and standard deviations of ImageNet's training set, as torchvision and BYOL write them.
 IMAGENET = ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
 
+SWAV = ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225)))  # as facebookresearch/swav writes them
+
 # Those of CLIP's own training set, as openai/CLIP clip/clip.py writes them.
 CLIP = ("normalize", dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)))
 HALVES = ("normalize", dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))  # [0, 1] to [-1, 1]
@@ -84,7 +86,7 @@ def swav(size: int = 224, small: int = 96, views: int = 2, crops: int = 6) -> tu
             ("color_jitter", dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="torch")),
             ("grayscale", dict(p=0.2)),
             _wide_blur(size, p=0.5),
-            ("normalize", dict(mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))),
+            SWAV,
         )
     return (view(size, 0.14, 1.0),) * views + (view(small, 0.05, 0.14),) * crops
 
@@ -189,10 +191,12 @@ def simclr_cifar_eval(size: int = 32) -> tuple:
     return (("resize", dict(size=size)),)
 
 
-def torch_eval(size: int = 224, resize: int = 256) -> tuple:
-    """Test images of MoCo and SimSiam: shorter side to 256, centre 224 (moco main_lincls.py)."""
-    return (("resize", dict(size=resize, shorter=True, method="bilinear", antialias=True)),
-            ("center_crop", dict(size=size)), IMAGENET)
+def torch_eval(size: int = 224, resize: int = 256, method: str = "bilinear", normalize: tuple = IMAGENET) -> tuple:
+    """Test images of MoCo and SimSiam: shorter side to 256, centre 224 (moco main_lincls.py).
+
+    Bicubic in DINO and DINOv2 (dino eval_knn.py; dinov2 data/transforms.py); SwAV normalises as in training.
+    """
+    return (("resize", dict(size=resize, shorter=True, method=method, antialias=True)), ("center_crop", dict(size=size)), normalize)
 
 
 def byol_eval(size: int = 224) -> tuple:

@@ -67,30 +67,36 @@ def differences(package: Package, folder, model, rows: int = 2) -> list[Differen
     if "text" in model.nets:
         inputs["text"] = ids(model.nets["text"], rows, random)
         scope["tokens"] = torch.from_numpy(inputs["text"].astype(np.int64))
+    ours = {}  # before the library's net is opened, so that no two nets are in memory at once
+    for role in model.nets:
+        if (modality := models.MODALITIES.get(role, role)) in inputs:
+            ours |= _ours(model, role, inputs[modality], [own for r, own, _ in package.layers if r == role])
     try:
         exec("\n".join(package.lines).format(dir=folder), scope)
     except Exception as e:
-        raise UsageError(f"export: the library does not open what was written: {type(e).__name__}: {' '.join(str(e).split())[:300]}") from None
-    kept = {}
-    for role, ours, theirs in package.layers:
-        module = scope["model"].get_submodule(theirs)
-        module.register_forward_hook(lambda m, i, o, key=(role, ours): kept.setdefault(key, o[0] if isinstance(o, tuple) else o))
+        reason = " ".join(str(e).split())[:300]
+        raise UsageError(f"export: the library does not open what was written: {type(e).__name__}: {reason}") from None
+    theirs = {}
+    for role, own, name in package.layers:
+        def keep(module, given, out, key=(role, own)):
+            theirs[key] = out[0] if isinstance(out, tuple) else out
+        scope["model"].get_submodule(name).register_forward_hook(keep)
     with torch.no_grad():
         exec("\n".join(package.call).replace("{{", "{").replace("}}", "}"), scope)
-    out = []
-    for role in model.nets:
-        modality = models.MODALITIES.get(role, role)
-        if modality not in inputs:
-            continue
-        net, (params, stats) = models.build(model.nets[role]), models.tree(model, role)
-        wanted = [ours for r, ours, _ in package.layers if r == role]
-        if wanted:
-            layers = jax.jit(lambda p, s, x: net.layers(p, s, x, wanted))(params, stats, inputs[modality])
-            for name in wanted:
-                out.append(_difference(role, name, np.asarray(layers[name]), kept[role, name].numpy()))
-        ours = jax.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])(params, stats, inputs[modality])
-        out.append(_difference(role, "output", np.asarray(ours), scope["out"][modality].numpy()))
-    return out
+    theirs |= {(role, "output"): scope["out"][models.MODALITIES.get(role, role)] for role, name in ours if name == "output"}
+    return [_difference(*key, x, theirs[key].numpy()) for key, x in ours.items()]
+
+
+def _ours(model, role, x, names) -> dict:
+    """{(role, layer): array} of our net's layers, and of its "output"."""
+    net, (params, stats) = models.build(model.nets[role]), models.tree(model, role)
+
+    @jax.jit
+    def run(params, stats, x):
+        layers = net.layers(params, stats, x, names) if names else {}
+        return layers | {"output": net.apply(params, stats, x, train=False)[0]["pooled"]}
+    out = run(params, stats, x)
+    return {(role, name): np.asarray(out[name]) for name in [*names, "output"]}
 
 
 def pictures(rows: int, size: int, random) -> np.ndarray:

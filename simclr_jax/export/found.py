@@ -98,6 +98,12 @@ def only(nets: dict, target: str, *names: str) -> str:
     return role
 
 
+def refuse_resize(target: str, net: dict, image: dict, how: str) -> None:
+    """Raises UsageError if pictures are of another size than learned positions, and the target interpolates otherwise."""
+    if net.get("posemb", "learned") == "learned" and side(image) != net["image"]:
+        refuse(target, net, position_resize=how)
+
+
 def refuse(target: str, net: dict, **wanted) -> None:
     """Raises UsageError if a net has an argument that is none of those that the target can have."""
     for key, values in wanted.items():

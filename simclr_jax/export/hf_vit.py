@@ -81,6 +81,7 @@ def package(model) -> Package:
     net = model.nets[role]
     found.refuse("transformers", net, posemb="learned", class_token=True, registers=0, pool="cls", position_on_class=True,
                  pre_norm=False, patch_bias=True, final_norm=True, out=0)
+    found.refuse_resize("transformers", net, model.image, "size")
     width, depth, heads, mlp = timm.sizes(net)
     kind = "dinov2" if net["layer_scale"] else "vit"
     if kind == "vit":

@@ -21,7 +21,10 @@ WAYS = {
     "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),  # OIHW, ours HWIO
     "inner": (lambda a: a[0], lambda a: a[None]),  # theirs has a leading axis of 1
     "inner2": (lambda a: a[0, 0], lambda a: a[None, None]),
+    "inner3": (lambda a: a[0, 0, 0], lambda a: a[None, None, None]),
     "row": (lambda a: a[None], lambda a: a[0]),  # ours has
+    # The first part less the second: of a running mean the bias of the layer before it, which no norm lets through.
+    "less": (lambda a: np.subtract(*np.split(a, 2)), lambda a: np.concatenate([a, np.zeros_like(a)])),
 }
 
 
@@ -51,12 +54,15 @@ class Layout(NamedTuple):
         again.
       filled: {name: array} that their files hold besides, written where nothing was kept.
       ignored: patterns of what is of no use outside their training, such as queues and optimisers; not kept.
+      lacking: {our name: array} of those of our leaves that they do without, such as the bias of a layer that has none
+        there. Read only: nothing is written of them.
     """
 
     rows: tuple[Row, ...]
     beside: tuple[str, ...] = ()
     filled: dict = {}
     ignored: tuple[str, ...] = ()
+    lacking: dict = {}
 
 
 def row(ours: str, way: str, *theirs) -> Row:
@@ -85,7 +91,8 @@ def ours(layout: Layout, theirs: dict[str, Tensor], where: str):
         said = [f"{len(names)} of its arrays {what} ({_some(names, near)})"
                 for names, what, near in ((missing, "are missing", extra), (extra, "have no place", ())) if names]
         raise UsageError(f"{where}: {' and '.join(said)}; it is of another layout or another net")
-    return {r.ours: _read(r, theirs, where) for r in layout.rows}, beside
+    lacking = {name: tensors.of(array) for name, array in layout.lacking.items()}
+    return {r.ours: _read(r, theirs, where) for r in layout.rows} | lacking, beside
 
 
 def theirs(layout: Layout, ours: dict[str, Tensor], beside: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -111,6 +118,8 @@ def theirs(layout: Layout, ours: dict[str, Tensor], beside: dict[str, Tensor], w
 
 def _read(r: Row, theirs, where) -> Tensor:
     shapes = [_cut(part, theirs[part.name].shape, where) for part in r.parts]
+    least = min(map(len, shapes))
+    shapes = [s[len(s) - least:] if set(s[:len(s) - least]) <= {1} else s for s in shapes]  # without leading axes of 1
     if len(set(shapes)) > 1:
         raise UsageError(f"{where}: {', '.join(p.name for p in r.parts)} have shapes {shapes}, wanted one")
     joined = (len(shapes) * shapes[0][0], *shapes[0][1:]) if shapes[0] else ()
@@ -121,7 +130,7 @@ def _read(r: Row, theirs, where) -> Tensor:
         raise UsageError(f"{where}: {r.parts[0].name} has shape {shapes[0]}, which {r.ours} cannot be") from None
 
     def read():
-        parts = [_rows(part, theirs[part.name].read()) for part in r.parts]
+        parts = [_rows(part, theirs[part.name].read()).reshape(s) for part, s in zip(r.parts, shapes)]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.asarray(into(whole), np.float32, order="C")
     return Tensor(shape, np.dtype(np.float32), read)

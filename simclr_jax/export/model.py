@@ -121,7 +121,10 @@ def example(model: Model, role: str):
     if role == "audio":
         return jax.ShapeDtypeStruct((1, spec["side"] ** 2 // spec["mels"], spec["mels"]), jnp.float32)
     if spec["name"] == "mlp":
-        return jax.ShapeDtypeStruct((1, model.weights[f"{role}/layer1/dense/kernel"].shape[0]), jnp.float32)
+        first = f"{role}/layer1/dense/kernel"  # which says how wide the features are that the head takes
+        if first not in model.weights:
+            raise UsageError(f"the weights have no {first!r}, which nets/mlp wants")
+        return jax.ShapeDtypeStruct((1, model.weights[first].shape[0]), jnp.float32)
     side = size(model.image)
     return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
 
@@ -138,7 +141,7 @@ def moments(image: dict):
 
 
 def tree(model: Model, role: str):
-    """(params, stats) of a role as nested dicts of numpy arrays."""
+    """(params, stats) of a role as nested dicts of arrays, read one by one."""
     params, stats = {}, {}
     for name, tensor in model.weights.items():
         if name in SCALARS or not name.startswith(f"{role}/"):
@@ -147,7 +150,7 @@ def tree(model: Model, role: str):
         node = stats if path[0] == "stats" else params
         for p in path[path[0] == "stats":]:
             node = node.setdefault(p, {})
-        node[last] = tensor.read()
+        node[last] = jnp.asarray(tensor.read())
     return params, stats
 
 
@@ -157,7 +160,7 @@ def embedder(model: Model):
     nets = {role: build(spec) for role, spec in model.nets.items()}
     roles = {MODALITIES.get(role, role): role for role in nets}
     mean, std = (np.asarray(m, np.float32) for m in moments(model.image)) if model.image else (None, None)
-    params = {role: jax.tree.map(jnp.asarray, tree(model, role)) for role in nets}
+    params = {role: tree(model, role) for role in nets}
 
     def embed(params, **inputs):
         if strange := set(inputs) - set(roles):

@@ -1,4 +1,5 @@
 """Rows that layouts share: the parts of transformers and residual nets, named by each library in its own way."""
+import itertools
 import re
 
 from simclr_jax.export.layout import Part, Row, row
@@ -76,10 +77,25 @@ def torch_resnet(role: str, net: dict, at: str = "") -> list[Row]:
 def projects(net: dict, stage: int) -> bool:
     """Whether the first shortcut of a stage is a convolution."""
     stem, first = (net.get("widths") or (64, 64))[:2]
-    return net.get("layout", "simclr") == "simclr" or net["depth"] >= 50 or stage > 1 or stem != first
+    return net.get("layout", "simclr") != "torch" or net["depth"] >= 50 or stage > 1 or stem != first
 
 
 def count(names, pattern: str) -> int:
     """How many of something there are: 1 + the largest number that `pattern` finds in names; 0 if it finds none."""
     found = [int(m[1]) for m in (re.match(pattern, n) for n in names) if m]
     return 1 + max(found, default=-1)
+
+
+def ahead(weights, markers: tuple[str, ...], *parts: tuple[str, ...]) -> str | None:
+    """What stands before the names of a net: of all that are joined of one each of `parts`, the first with a marker."""
+    return next((at for at in map("".join, itertools.product(*parts)) if any(at + m in weights for m in markers)), None)
+
+
+def below(at: str, rows) -> list[Row]:
+    """The same rows with `at` before each of their names."""
+    return [r._replace(parts=tuple(p._replace(name=at + p.name) for p in r.parts)) for r in rows]
+
+
+def without(at: str, weights) -> dict:
+    """Those of the arrays that stand behind `at`, by the rest of their names."""
+    return {name.removeprefix(at): tensor for name, tensor in weights.items() if name.startswith(at)}

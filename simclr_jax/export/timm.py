@@ -16,7 +16,7 @@ from simclr_jax.nets import posemb
 from simclr_jax.nets.vit import GATED, SIZES
 
 GELUS = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-BESIDE = (r"head\..*",)
+BESIDE = (r"head\.(weight|bias)",)
 
 
 def read(weights, config: dict, where: str) -> Found:
@@ -32,11 +32,12 @@ def read(weights, config: dict, where: str) -> Found:
     if "patch_embed.proj.weight" not in weights:
         raise UsageError(f"{where}: neither a ResNet nor a vision transformer of timm: it has no conv1.weight and no "
                          "patch_embed.proj.weight")
-    net = _vit(weights, {**config, **config.get("model_args", {})}, where)
+    net = vit(weights, {**config, **config.get("model_args", {})}, where)
     return Found({"backbone": net}, layout("backbone", net), found.view(net["image"], **pixels))
 
 
-def _vit(weights, args, where):
+def vit(weights, args, where):
+    """The nets/vit of a state dict; args: of its constructor, as far as they are known."""
     shape = lambda name: weights[name].shape
     width, _, patch, _ = shape("patch_embed.proj.weight")
     depth, mlp = rows.count(weights, r"blocks\.(\d+)\."), shape("blocks.0.mlp.fc2.weight")[1]
@@ -125,6 +126,8 @@ def package(model) -> Package:
         # The other arguments are all given; but whether the MLP is gated is the architecture's alone.
         name = "vit_giant_patch14_dinov2" if gated(net) else "vit_base_patch16_224"
         args, table = _vit_arguments(net), layout(role, net)
+        found.refuse_resize("timm", net, model.image, "antialias")
+        args["dynamic_img_size"] = found.side(model.image) != net["image"]
         after = tuple((role, f"stack/block{i + 1}", f"blocks.{i}") for i in range(sizes(net)[1]))
         if net.get("eps", 1e-6) != 1e-6:
             exchanged = (f"for m in model.modules():\n    m.eps = {net['eps']} if isinstance(m, torch.nn.LayerNorm) else "
@@ -146,6 +149,7 @@ def package(model) -> Package:
 
 
 def _resnet(net, role):
+    found.refuse("timm", net, layout=torch_resnet.LAYOUTS)
     channels = torch_resnet.widths(net)[1:]
     args = dict(num_classes=0) | ({} if channels == (64, 128, 256, 512) else dict(channels=channels))
     return f"resnet{net['depth']}", args, torch_resnet.layout(role, net), torch_resnet.exchanged(net)
@@ -155,6 +159,8 @@ def _vit_arguments(net):
     found.refuse("timm", net, pool=("cls", "mean", "map"))
     width, depth, heads, mlp = sizes(net)
     cls, pool = net.get("class_token", True), net.get("pool", "cls")
+    if net.get("registers", 0) and cls:
+        found.refuse("timm", net, position_on_class=False)
     pre_norm = net.get("pre_norm", False)
     if pre_norm == net.get("patch_bias", True):
         raise UsageError(f"--to=timm: nets/vit has pre_norm={pre_norm} and patch_bias={not pre_norm}; timm has a bias on the "

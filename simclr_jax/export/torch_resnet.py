@@ -11,6 +11,7 @@ from simclr_jax.export.rows import count, projects, torch_resnet
 from simclr_jax.nets.resnet import BLOCKS
 
 BESIDE = (r"fc\..*", r".*num_batches_tracked")
+LAYOUTS = "simclr", "torch"  # no convolution of PyTorch pads its two sides by different numbers, as Haiku's do
 
 
 def describe(weights, where: str, at: str = "") -> dict:

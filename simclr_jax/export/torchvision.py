@@ -54,6 +54,7 @@ def package(model) -> Package:
     role = found.only(model.nets, "torchvision", "resnet", "vit")
     net = model.nets[role]
     if net["name"] == "resnet":
+        found.refuse("torchvision", net, layout=torch_resnet.LAYOUTS, depth=(18, 34, 50, 101, 152))
         if torch_resnet.widths(net) != (64, 64, 128, 256, 512):
             raise UsageError(f"--to=torchvision: nets/resnet has channels {torch_resnet.widths(net)}, and torchvision's ResNets are "
                              "64, 64, 128, 256, 512 wide; take --to=timm, which can be of any width")

@@ -28,7 +28,8 @@ POSITIONS, IMAGES = 768, 2  # of the output that a piece of the kernel's gradien
 class Conv(nn.Module):
     """float[b,H,W,C] -> dtype[b,h,w,features], without bias, padded by (window-1)/2 on either side with any stride.
 
-    Parameter: kernel f32[window,window,C,features].
+    Parameter: kernel f32[window,window,C,features]. same: padded as TensorFlow's SAME, which puts the odd one of the
+    zeros that a stride leaves below and right.
     """
 
     features: int
@@ -36,12 +37,16 @@ class Conv(nn.Module):
     stride: int
     kernel_init: Callable
     dtype: Any = jnp.float32
+    same: bool = False
 
     @nn.compact
     def __call__(self, x):
-        shape = (self.window, self.window, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, (self.window - 1) // 2)
+        window, stride, pad = (self.window,) * 2, (self.stride,) * 2, (self.window - 1) // 2
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        if self.same:
+            x = jnp.pad(x, ((0, 0), *lax.padtype_to_pads(x.shape[1:3], window, stride, "SAME"), (0, 0)))
+            pad = 0
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, pad)
 
 
 def conv(x, kernel, stride: int = 1, pad: int = 0):

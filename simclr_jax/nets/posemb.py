@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 A = -0.75  # the free parameter of Keys' cubic kernel (1981, equation 4) in PyTorch and OpenCV; -0.5 elsewhere
+RESIZES = "size", "offset", "antialias"
 
 
 def sincos(height: int, width: int, features: int, *, kind: str = "sincos", temperature: float = 10000.0) -> np.ndarray:
@@ -25,7 +26,7 @@ def sincos(height: int, width: int, features: int, *, kind: str = "sincos", temp
 
 
 @functools.lru_cache(maxsize=None)
-def bicubic(old: int, new: int, corners: bool = False) -> np.ndarray:
+def bicubic(old: int, new: int, corners: bool = False, offset: float = 0.0) -> np.ndarray:
     """f64[new, old]: the weights of cubic interpolation of `old` samples at `new` places, by pixel centres.
 
     torch.nn.functional.interpolate(mode="bicubic", antialias=False) with a size given: four neighbours whatever the
@@ -33,27 +34,49 @@ def bicubic(old: int, new: int, corners: bool = False) -> np.ndarray:
 
     Args:
       corners: the first and last samples stay where they are (align_corners=True), and not the pixels' outer edges.
+      offset: places are those of new + offset samples, as where a scale_factor of (new + offset) / old is given.
     """
-    at = np.arange(new) * (old - 1) / max(new - 1, 1) if corners else (np.arange(new) + 0.5) * old / new - 0.5
+    places = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+    at = np.arange(new) * (old - 1) / max(new - 1, 1) if corners else places
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
         where = np.floor(at) + tap
         d = np.abs(at - where)
-        near = (A + 2) * d ** 3 - (A + 3) * d ** 2 + 1
-        far = A * (d ** 3 - 5 * d ** 2 + 8 * d - 4)
-        np.add.at(weights, (np.arange(new), np.clip(where, 0, old - 1).astype(int)), np.where(d <= 1, near, far))
+        np.add.at(weights, (np.arange(new), np.clip(where, 0, old - 1).astype(int)), _keys(d, A))
     return weights
 
 
-def resize(table, prefix: int, old: tuple[int, int], new: tuple[int, int]):
+@functools.lru_cache(maxsize=None)
+def antialiased(old: int, new: int) -> np.ndarray:
+    """f64[new, old]: the same with antialias=True: where samples become fewer, the kernel is as much wider.
+
+    A is -0.5, and there is nothing outside.
+    """
+    places, wide = (np.arange(new)[:, None] + 0.5) * old / new, max(old / new, 1.0)
+    weights = _keys(np.abs(np.arange(old) + 0.5 - places) / wide, -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _keys(d, a):
+    """Keys' kernel at distances d from 0 on; 0 from 2 on."""
+    near = (a + 2) * d ** 3 - (a + 3) * d ** 2 + 1
+    far = a * (d ** 3 - 5 * d ** 2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def resize(table, prefix: int, old: tuple[int, int], new: tuple[int, int], how: str = "size"):
     """A learned table float[prefix + old height * old width, D] for a grid of another size.
 
-    The first `prefix` positions, of class tokens, stay; the others are interpolated, as DINOv2 and its copy in
-    Transformers do it (the first DINO code adds 0.1 to the sizes; big_vision zooms linearly).
+    The first `prefix` positions, of class tokens, stay; the others are interpolated. (big_vision zooms linearly.)
+
+    Args:
+      how: "size": `bicubic`, as Transformers' Dinov2Model. "offset": 0.1 is added to the new sizes, as in DINO and
+        DINOv2. "antialias": `antialiased`, as in the released DINOv2 nets with registers, and timm.
     """
     if tuple(old) == tuple(new):
         return table
-    rows, columns = (jnp.asarray(bicubic(o, n), table.dtype) for o, n in zip(old, new))
+    made = antialiased if how == "antialias" else functools.partial(bicubic, offset=0.1 if how == "offset" else 0.0)
+    rows, columns = (jnp.asarray(made(o, n), table.dtype) for o, n in zip(old, new))
     grid = table[prefix:].reshape(*old, -1)
     # In full precision: on accelerators a product's default may be bf16, and these weights make a difference of taps.
     grid = jnp.einsum("hy,wx,yxd->hwd", rows, columns, grid, precision="highest")

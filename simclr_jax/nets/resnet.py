@@ -2,7 +2,7 @@
 
 He et al. 2015, arXiv:1512.03385, with the stride on the 3x3 convolution of a bottleneck ("v1.5"). Initial values,
 padding and the stem for small images follow google-research/simclr tf2/resnet.py; `layout="torch"` is torchvision's
-net.
+net, `layout="haiku"` that of BYOL (deepmind-research byol/utils/networks.py, dm-haiku nets/resnet.py).
 """
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from simclr_jax.nets.linen import compute_dtype, fan_in, net, products, remade
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+          200: (3, 24, 36, 3)}
+LAYOUTS = "simclr", "torch", "haiku"
 SMALLEST = {"imagenet": 32, "cifar": 8}  # how much a stem and three strided stages shrink an image
 # Keras' VarianceScaling() as SimCLR calls it: scale 1 and fan-in, not He's scale 2 nor torchvision's fan-out.
 INIT = fan_in(1.0)
@@ -33,18 +35,21 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
 
     Args:
       axis: mesh axis of the rows, or None.
-      depth: 18, 34 (two 3x3 a block), 50, 101 or 152 (bottlenecks).
+      depth: 18, 34 (two 3x3 a block), 50, 101, 152 or 200 (bottlenecks).
       width: factor on all channels: 1, 2, 4, or a fraction such as 0.25 that keeps 64 * width whole.
       stem: "imagenet": 7x7 stride 2 and a max-pool, sides of at least 32. "cifar": 3x3 stride 1, sides of at least 8.
       bn: which rows share statistics, as in `norm.parse`.
       dtype: of convolutions and activations, "float32" or "bfloat16"; f64 of f64 images.
       zero_init: start the scale of each block's last bn at 0, so that blocks begin as the identity.
-      layout: "simclr" or "torch". Strided convolutions are padded alike, by (k-1)/2 on either side. SimCLR's max-pool
-        is TensorFlow's SAME, which on even sides pads below and right only, and it projects the first shortcut of every
-        stage; PyTorch's max-pool is padded by 1 on either side, and the first shortcut of depths 18 and 34 is the
-        identity. Weights trained in PyTorch, or to be used there, need "torch".
+      layout: "simclr", "torch" or "haiku". Strided convolutions of the first two are padded alike, by (k-1)/2 on
+        either side. SimCLR's max-pool is TensorFlow's SAME, which on even sides pads below and right only, and it
+        projects the first shortcut of every stage; PyTorch's max-pool is padded by 1 on either side, and the first
+        shortcut of depths 18 and 34 is the identity. Haiku's net, BYOL's, is SimCLR's with SAME for strided
+        convolutions, too: on even sides 2 and 3 zeros around the stem's, none and 1 around the 3x3. Weights need the
+        layout that they were trained in. Those trained in PyTorch, or to be used there, need "torch".
       remat: make each block's activations again in the backward pass (`linen.remade`).
-      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times width.
+      widths: channels of the stem and the four stages one by one, in place of `width`; (): 64, 64, 128, 256, 512, times
+        width.
 
     Raises:
       UsageError: a value outside these; when called, an image too small or not of four axes.
@@ -57,15 +62,15 @@ def make(*, axis: str | None = None, depth: int = 50, width: float = 1, stem: st
                          "0.25")
     if stem not in SMALLEST:
         raise UsageError(f"{where}: stem={stem!r}, wanted {' or '.join(SMALLEST)}")
-    if layout not in ("simclr", "torch"):
-        raise UsageError(f"{where}: layout={layout!r}, wanted simclr or torch")
+    if layout not in LAYOUTS:
+        raise UsageError(f"{where}: layout={layout!r}, wanted {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
     if widths and (len(widths) != 5 or width != 1 or not all(isinstance(n, int) and n > 0 for n in widths)):
         raise UsageError(f"{where}: widths={widths} width={width}, wanted five whole numbers above 0, for the stem "
                          "and four stages, and width 1")
     parse(bn, where)
     channels = tuple(widths) or tuple(int(64 * width) * 2 ** i for i in (0, 0, 1, 2, 3))
     return net(ResNet(depth, channels, stem, zero_init, layout,
-                      Parts(bn, axis, compute_dtype(dtype, where)), remat))
+                      Parts(bn, axis, compute_dtype(dtype, where), layout == "haiku"), remat))
 
 
 class Parts(NamedTuple):
@@ -74,10 +79,11 @@ class Parts(NamedTuple):
     bn: str
     axis: str | None
     dtype: Any
+    same: bool = False  # strided convolutions are padded as TensorFlow's SAME
 
     def conv(self, name, features, kernel, stride=1):
-        # (k-1)/2 zeros on either side, with any stride. SAME would put the odd one below and right when strided.
-        return Conv(features, kernel, stride, INIT, self.dtype, name=name)
+        # (k-1)/2 zeros on either side, with any stride. SAME puts the odd one below and right when strided.
+        return Conv(features, kernel, stride, INIT, self.dtype, self.same and stride > 1, name=name)
 
     def norm(self, name, zero=False):
         return BatchNorm(self.bn, self.axis, zero=zero, dtype=self.dtype, name=name)
@@ -123,8 +129,8 @@ class Stem(nn.Module):
         x = nn.relu(self.parts.norm("bn")(x, train))
         if small:
             return x
-        simclr = self.layout == "simclr"
-        return max_pool(x, lax.padtype_to_pads(x.shape[1:3], (3, 3), (2, 2), "SAME") if simclr else ((1, 1), (1, 1)))
+        torch = self.layout == "torch"
+        return max_pool(x, ((1, 1), (1, 1)) if torch else lax.padtype_to_pads(x.shape[1:3], (3, 3), (2, 2), "SAME"))
 
 
 class Stage(nn.Module):
@@ -144,7 +150,7 @@ class Stage(nn.Module):
             first = j == 0
             stride = self.stride if first else 1
             same = stride == 1 and x.shape[-1] == self.channels * (4 if self.bottleneck else 1)
-            project = first and (self.layout == "simclr" or not same)
+            project = first and (self.layout != "torch" or not same)
             x = block(self.channels, stride, self.bottleneck, project, self.zero_init, self.parts,
                       name=f"block{j + 1}")(x, train)
         return x

@@ -15,6 +15,7 @@ from simclr_jax.names import near
 from simclr_jax.nets import drop, posemb
 from simclr_jax.nets.linen import Embedding, compute_dtype, fan_in, net, products, wide
 from simclr_jax.nets.pool import MapHead, pooler
+from simclr_jax.nets.posemb import RESIZES
 from simclr_jax.nets.transformer import Spec, Stack, dense, norm, stds
 from simclr_jax.types import Net
 
@@ -28,10 +29,11 @@ POOLS, POSEMBS, INITS = ("cls", "pooler", "mean", "map"), ("learned", "sincos", 
 
 def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int = 224, width: int = 0, depth: int = 0,
          heads: int = 0, mlp: int = 0, mlp_kind: str = "", pool: str = "cls", posemb: str = "learned",
-         class_token: bool = True, registers: int = 0, mask_token: bool = False, position_on_class: bool = True,
-         pre_norm: bool = False, patch_bias: bool = True, final_norm: bool = True, layer_scale: float = 0.0,
-         drop_path: float = 0.0, gelu: str = "erf", eps: float = 1e-6, out: int = 0, out_bias: bool = False,
-         remat: bool = False, scan: bool = False, init: str = "vit", dtype: str = "float32") -> Net:
+         position_resize: str = "size", class_token: bool = True, registers: int = 0, mask_token: bool = False,
+         position_on_class: bool = True, pre_norm: bool = False, patch_bias: bool = True, final_norm: bool = True,
+         layer_scale: float = 0.0, drop_path: float = 0.0, gelu: str = "erf", eps: float = 1e-6, out: int = 0,
+         out_bias: bool = False, remat: bool = False, scan: bool = False, init: str = "vit",
+         dtype: str = "float32") -> Net:
     """float[b,H,W,3] -> {"pooled": f32[b,D], "tokens": f32[b,N,width]}; D is `out`, or the width.
 
     Tokens are those after the last norm: the class token, the registers, then the patches row by row. H and W are
@@ -54,6 +56,7 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
         token.
       registers: further learned tokens, which have no position.
       mask_token: learn what stands for a hidden patch; `apply` then takes mask bool[b,N], True where it does.
+      position_resize: how learned positions are interpolated, as in `posemb.resize`.
       position_on_class: whether the learned table has a row for the class token; False in timm's nets with registers.
       pre_norm, patch_bias: CLIP has a norm before the first block, and then no bias on the patches.
       layer_scale: where LayerScale starts; 0: none.
@@ -83,7 +86,8 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     if not size and not (width > 0 and depth > 0 and heads > 0):
         raise UsageError(f"{where}: width={width} depth={depth} heads={heads} without a size; give all three, or "
                          f"size={' or '.join(SIZES)}")
-    for name, value, choices in (("pool", pool, POOLS), ("posemb", posemb, POSEMBS), ("init", init, INITS)):
+    for name, value, choices in (("pool", pool, POOLS), ("posemb", posemb, POSEMBS), ("init", init, INITS),
+                                 ("position_resize", position_resize, RESIZES)):
         if value not in choices:
             raise UsageError(f"{where}: {name}={value!r}, wanted {', '.join(choices)}")
     if patch < 1 or image < 1 or image % patch:
@@ -97,8 +101,8 @@ def make(*, axis: str | None = None, size: str = "", patch: int = 16, image: int
     spec = Spec(width, depth, heads, mlp, gelu, eps, stds({"vit": "xavier", "clip": "torch"}[init], width, mlp, depth),
                 compute_dtype(dtype, where), layer_scale=layer_scale, drop_path=drop_path, remat=remat, scan=scan,
                 mlp_kind=mlp_kind)
-    form = Form(patch, image // patch, pool, posemb, class_token, registers, mask_token, position_on_class and class_token,
-                pre_norm, patch_bias, final_norm, out, out_bias, init)
+    form = Form(patch, image // patch, pool, posemb, position_resize, class_token, registers, mask_token,
+                position_on_class and class_token, pre_norm, patch_bias, final_norm, out, out_bias, init)
     return net(ViT(spec.check(where), form), draw=lambda path: _draw(path, init))
 
 
@@ -122,6 +126,7 @@ class Form(NamedTuple):
     side: int  # of the grid that learned positions are for
     pool: str
     posemb: str
+    resize: str
     class_token: bool
     registers: int
     mask_token: bool
@@ -179,7 +184,7 @@ class ViT(nn.Module):
         if f.posemb == "learned":
             prefix = int(f.position_on_class)
             table = Embedding((prefix + f.side ** 2, s.width), std, name="positions")()
-            table = posemb.resize(table, prefix, (f.side, f.side), grid)
+            table = posemb.resize(table, prefix, (f.side, f.side), grid, f.resize)
             x, on_class = x + table[prefix:], table[:prefix] if prefix else 0.0
         else:
             x = x + jnp.asarray(posemb.sincos(*grid, s.width, kind=f.posemb), x.dtype)

@@ -95,7 +95,8 @@ def made(folder, **changes):
     spec = changes if "name" in changes else vit | changes
     model = models.Model({"backbone": spec}, {}, {}, {"eval": [["resize", {"size": 8}], ["normalize", dict(mean=(0.5,) * 3, std=(0.25,) * 3)]]})
     rng = np.random.default_rng(0)
-    weights = {n: tensors.of(rng.standard_normal(leaf.shape).astype(np.float32)) for n, leaf in models.shapes(model, "backbone").items()}
+    weights = {n: tensors.of(np.abs(rng.standard_normal(leaf.shape)).astype(np.float32) if n.endswith("var") else
+                             rng.standard_normal(leaf.shape).astype(np.float32)) for n, leaf in models.shapes(model, "backbone").items()}
     models.write(folder, model._replace(weights=weights))
     return models.read(folder)
 

@@ -16,7 +16,10 @@ ROW_2 = "info_nce", "clip", "siglip", "dino", "cosine_regression"  # of the scor
 
 
 def matrix():
-    """All combinations. One of each loss is fast; going round, they meet every comm, device count, tiling and dtype."""
+    """All combinations in f32; in bf16, which is about rounding, both ways of meeting on 1 and 8 devices, untiled.
+
+    One of each loss is fast; going round, they meet every comm, device count, tiling and dtype.
+    """
     seen = set()
     for k, (name, case) in enumerate(CASES.items()):
         options = list(ways(case.takes))
@@ -25,6 +28,8 @@ def matrix():
             fast = set()  # another form of a loss that is covered
         seen.add(loss)
         for n, (i, how), dtype in itertools.product(DEVICES, enumerate(options), DTYPES):
+            if dtype == jnp.bfloat16 and (n, i, dtype) not in fast and (n in (2, 4) or how.get("block")):
+                continue
             marks = [] if (n, i, dtype) in fast else [pytest.mark.slow]
             if loss in ROW_2 and dtype == jnp.float32:
                 marks.append(pytest.mark.scorecard(2))

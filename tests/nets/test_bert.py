@@ -32,7 +32,7 @@ def oracle(dtype):
             out = {"last": h["tokens"], "pooled": h["pooled"], "hidden1": first}
             return sum(jnp.mean(jnp.square(y)) for y in out.values()), out
 
-        (_, out), grads = weights.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return z, jax.tree.map(np.asarray, out), weights.flat(jax.tree.map(np.array, grads))
 
 
@@ -63,7 +63,7 @@ def tiny(**how):
     net = bert.make(**{**TINY, **how})
     ids = jax.random.randint(jax.random.key(1), (3, 16), 2, 120)
     params = weights.init(net, ids)
-    return net, params, ids, weights.jit(lambda ids, mask=None: net.apply(params, {}, ids, train=False, mask=mask)[0])
+    return net, params, ids, jax.jit(lambda ids, mask=None: net.apply(params, {}, ids, train=False, mask=mask)[0])
 
 
 @pytest.mark.parametrize("how", [dict(positions="roberta", pad=1), pytest.param({}, marks=pytest.mark.slow)],
@@ -121,7 +121,7 @@ def test_scan_remat_and_bf16():
     for how, tolerance in ((dict(scan=True, remat=True), 1e-5), (dict(dtype="bfloat16"), 0.05)):
         other = bert.make(**TINY, pool="mean", out=8, **how)
         p = weights.stacked(params) if "scan" in how else params
-        got = weights.jit(lambda p: other.apply(p, {}, ids, train=True, mask=mask)[0])(p)
+        got = jax.jit(lambda p: other.apply(p, {}, ids, train=True, mask=mask)[0])(p)
         for name in want:
             error = float(jnp.linalg.norm(got[name] - want[name]) / jnp.linalg.norm(want[name]))
             assert got[name].dtype == jnp.float32 and error < tolerance, (how, name, error)

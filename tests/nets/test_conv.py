@@ -119,6 +119,20 @@ def test_the_module_is_linens():
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("window, stride, sides", [(7, 2, (14, 13)), (3, 2, (6, 9)), (1, 2, (6, 5)), (3, 1, (4, 5))])
+def test_same_padding_is_linens(window, stride, sides):
+    """On even sides the odd zero is below and right. Values and gradients, in f64."""
+    with jax.enable_x64(True):
+        x, kernel = arrays((2, *sides, 3), (window, window, 3, 4), dtype=jnp.float64)
+        results = []
+        for conv in (ours.Conv(4, window, stride, fan_in(1.0), jnp.float64, same=True),
+                     nn.Conv(4, (window,) * 2, (stride,) * 2, "SAME", use_bias=False, dtype=jnp.float64)):
+            y, pull = jax.vjp(lambda x, k: conv.apply({"params": {"kernel": k}}, x), x, kernel)
+            results.append((y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
+        for got, want in zip(*results):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
 @pytest.mark.parametrize("typed", ["kernel", "x", "both"])
 def test_gradients_of_replicated_and_of_varying_arrays(mesh, kernel, stride, typed):

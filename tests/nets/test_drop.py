@@ -21,7 +21,7 @@ def keys(n, seed=0):
 def test_rates_means_and_what_is_dropped_together(function, unit):
     """A row (drop path) or an element (dropout) is 0 or 1 / (1 - rate) as large, with the rate as frequency."""
     x, n = jnp.ones((6000 // unit, 4, 6)), 6000 // unit * unit
-    run = weights.jit(function)
+    run = jax.jit(function)
     y = np.asarray(run(x, 0.3, keys(len(x)), 5))
     assert set(np.unique(y)) == {0, np.float32(1 / 0.7)}
     whole = np.all(y.reshape(len(x), -1) == y.reshape(len(x), -1)[:, :1], axis=1)
@@ -63,7 +63,7 @@ def test_splitting_the_batch_changes_nothing(mesh, name):
             return jax.grad(loss, has_aux=True)(params)
         if axis:
             step = jax.shard_map(step, mesh=mesh(4), in_specs=(P(), P(axis), P(axis)), out_specs=(P(), P(axis)))
-        return weights.jit(step)(params, x, keys(8))
+        return jax.jit(step)(params, x, keys(8))
 
     (one, h), (many, g) = run(None), run(dist.DATA)
     np.testing.assert_allclose(h, g, atol=1e-5)
@@ -80,8 +80,8 @@ def test_layers_and_branches_draw_apart_at_a_rising_rate():
         block = params["stack"][f"block{i + 1}"]
         for k, part in enumerate((block["attention"]["out"], block["mlp"]["fc2"])):
             part["bias"] = part["bias"].at[2 * i + k].set(1.0)
-    run = weights.jit(lambda p, k: net.apply(p, {}, x, train=True, key=k)[0]["pooled"])
-    base = weights.jit(lambda x: net.apply(params, {}, x, train=False)[0]["pooled"])(x[:1]) - (jnp.arange(16) < 6)
+    run = jax.jit(lambda p, k: net.apply(p, {}, x, train=True, key=k)[0]["pooled"])
+    base = jax.jit(lambda x: net.apply(params, {}, x, train=False)[0]["pooled"])(x[:1]) - (jnp.arange(16) < 6)
     added = np.asarray(run(params, keys(400)) - base)[:, :6]
     lost = np.abs(added) < 1e-3
     for i, rate in enumerate((0, 0.3, 0.6)):
@@ -94,7 +94,7 @@ def test_evaluation_drops_nothing_and_needs_no_key():
     net, x = towers()["vit"]
     params = weights.init(net, x)
     plain = vit.make(**SMALL)
-    run = lambda net, **how: weights.jit(lambda x: net.apply(params, {}, x, **how)[0]["tokens"])(x)
+    run = lambda net, **how: jax.jit(lambda x: net.apply(params, {}, x, **how)[0]["tokens"])(x)
     want = run(plain, train=True)
     np.testing.assert_array_equal(run(net, train=False), want)
     np.testing.assert_array_equal(run(net, train=False, key=keys(8)), want)

@@ -50,7 +50,7 @@ def test_outputs_are_the_originals(dtype):
             return {"audio": a["pooled"], "audio_last": a["tokens"], "text": b["pooled"], "text_last": b["tokens"],
                     "audio_stage1": stage.reshape(len(stage), -1, stage.shape[-1])}
 
-        out = jax.tree.map(np.asarray, weights.jit(run)(params))
+        out = jax.tree.map(np.asarray, jax.jit(run)(params))
     assert set(out) == {k[4:] for k in z.arrays if k.startswith("out/")}
     for key, ours in out.items():
         # The softmax of transformers' text tower is f32 whatever the dtype.
@@ -70,8 +70,8 @@ def test_gradients_and_training_are_the_originals(dtype):
             out = [net.apply(p, s, x, train=False)[0]["pooled"] for net, p, s, x in zip(nets, params, stats, inputs)]
             return sum(jnp.mean(jnp.square(y)) for y in out)
 
-        grads = [weights.flat(jax.tree.map(np.asarray, g)) for g in weights.jit(jax.grad(loss))(params)]
-        out, after = weights.jit(lambda p: nets[0].apply(p, stats[0], inputs[0], train=True))(params[0])
+        grads = [weights.flat(jax.tree.map(np.asarray, g)) for g in jax.jit(jax.grad(loss))(params)]
+        out, after = jax.jit(lambda p: nets[0].apply(p, stats[0], inputs[0], train=True))(params[0])
         out, after = jax.tree.map(np.asarray, (out, after))
     for ours, kept in zip(grads, wanted):
         weights.same_gradients(ours, kept, 1e-3 if dtype == "float32" else 2e-6)
@@ -131,11 +131,11 @@ def test_remat_and_rows_that_are_dropped_by_their_own_keys():
     x = jax.random.normal(jax.random.key(1), (3, 64, 8))
     keys = jax.random.split(jax.random.key(2), 3)
     how = dict(TINY, mels=8, side=32, depths=(2,), heads=(2,), out=8, drop_path=0.5)
-    params, stats = weights.jit(lambda key: htsat.make(**how).init(key, x))(jax.random.key(0))
+    params, stats = jax.jit(lambda key: htsat.make(**how).init(key, x))(jax.random.key(0))
 
     def loss(remat):
         net = htsat.make(**how, remat=remat)
-        return weights.jit(jax.value_and_grad(
+        return jax.jit(jax.value_and_grad(
             lambda p, keys: jnp.sum(net.apply(p, stats, x, train=True, key=keys)[0]["pooled"] ** 2)))
 
     plain = loss(False)
@@ -151,7 +151,7 @@ def test_remat_and_rows_that_are_dropped_by_their_own_keys():
 @pytest.mark.slow
 def test_bf16_computes_in_bf16_and_keeps_f32():
     _, _, (params, _), (stats, _), (x, _), _ = towers("float32")
-    a, b = (weights.jit(lambda p, d=d: htsat.make(**TINY, out=24, dtype=d).apply(p, stats, x, train=False)[0])(params)
+    a, b = (jax.jit(lambda p, d=d: htsat.make(**TINY, out=24, dtype=d).apply(p, stats, x, train=False)[0])(params)
             for d in ("float32", "bfloat16"))
     for name in ("pooled", "tokens"):
         error = float(jnp.linalg.norm(a[name] - b[name]) / jnp.linalg.norm(a[name]))

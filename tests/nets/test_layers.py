@@ -15,7 +15,7 @@ SMALL = IMAGES[:, :16, :16]
 
 
 def layers(net, params, stats, x, names, **how):
-    return weights.jit(lambda p, s: net.layers(p, s, x, names, **how))(params, stats)
+    return jax.jit(lambda p, s: net.layers(p, s, x, names, **how))(params, stats)
 
 
 def test_attention_can_be_drawn():
@@ -25,7 +25,7 @@ def test_attention_can_be_drawn():
     at = "stack/block2/attention"
     names = ["patches", f"{at}/qkv", at, "norm"]
     both = lambda p: (net.layers(p, {}, SMALL, names), net.apply(p, {}, SMALL, train=False)[0])
-    got, want = weights.jit(both)(params)
+    got, want = jax.jit(both)(params)
     assert got["patches"].shape == (2, 4, 16)
     q, k, v = (y.reshape(2, 5, 2, 8) for y in jnp.split(got[f"{at}/qkv"], 3, axis=-1))
     drawn = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8 ** 0.5)
@@ -56,7 +56,7 @@ def test_a_text_towers_layers_see_the_mask():
     ids = jax.random.randint(jax.random.key(2), (2, 6), 0, 20)
     params = weights.init(net, ids)
     mask = jnp.arange(6)[None] < jnp.array([[6], [3]])
-    want = weights.jit(lambda p: net.apply(p, {}, ids, train=False, mask=mask)[0]["tokens"])(params)
+    want = jax.jit(lambda p: net.apply(p, {}, ids, train=False, mask=mask)[0]["tokens"])(params)
     np.testing.assert_allclose(layers(net, params, {}, ids, ["norm"], mask=mask)["norm"], want, atol=1e-6)
     assert np.max(np.abs(layers(net, params, {}, ids, ["norm"])["norm"][1] - want[1])) > 1e-4
 
@@ -71,10 +71,10 @@ def test_a_text_towers_layers_see_the_mask():
 def test_nets_with_statistics(make, x, names):
     """In evaluation mode: the last layer's output is what the net returns from its running statistics."""
     net = make()
-    params, stats = weights.jit(lambda key: net.init(key, x))(jax.random.key(0))
+    params, stats = jax.jit(lambda key: net.init(key, x))(jax.random.key(0))
     got = layers(net, params, stats, x, names)
     assert set(got) == set(names)
-    want, _ = weights.jit(lambda p, s: net.apply(p, s, x, train=False))(params, stats)
+    want, _ = jax.jit(lambda p, s: net.apply(p, s, x, train=False))(params, stats)
     last = got[names[-1]] if len(names) < 4 else got["stage4"].reshape(len(x), -1, want["tokens"].shape[-1]).mean(1)
     np.testing.assert_allclose(last, want["pooled"], atol=1e-6)
 
@@ -91,6 +91,6 @@ def test_a_bias_and_a_mask_of_their_own_for_each_query():
         want[b, i, h] = p / p.sum() @ v[b, seen, h]
     for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-12)):
         with jax.enable_x64(dtype == "float64"):
-            got = weights.jit(lambda q, k, v, bias: transformer.attend(q, k, v, mask=mask, bias=bias))(
+            got = jax.jit(lambda q, k, v, bias: transformer.attend(q, k, v, mask=mask, bias=bias))(
                 *(jnp.asarray(a, dtype) for a in (q, k, v, bias)))
             np.testing.assert_allclose(np.asarray(got), want, atol=tolerance)

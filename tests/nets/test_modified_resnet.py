@@ -34,7 +34,7 @@ def oracle(case, dtype):
             h = net.apply(params, stats, x, train=case == "train")[0]["pooled"]
             return jnp.mean(h ** 2), h
 
-        grads, h = weights.jit(jax.grad(loss, has_aux=True))(params)
+        grads, h = jax.jit(jax.grad(loss, has_aux=True))(params)
         return z, np.asarray(h), weights.flat(jax.tree.map(np.asarray, grads)), table
 
 
@@ -72,7 +72,7 @@ def test_parameter_counts_are_the_published(name):
 
 def test_initial_values():
     net = modified_resnet.make(layers=(1, 1, 1, 1), width=8, heads=8, out=64, image=64)
-    params, stats = weights.jit(lambda key: net.init(key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))
+    params, stats = jax.jit(lambda key: net.init(key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))
     flat = weights.flat(params)
     for name, v in flat.items():
         std = math.prod(v.shape[:-1]) ** -0.5
@@ -94,7 +94,7 @@ def test_other_sizes_interpolate_the_positions_and_bf16_keeps_f32():
     x = z.images("in/image")[:2]
     wide = jax.eval_shape(lambda x: net.apply(params, stats, x, train=False)[0], jnp.zeros((2, 96, 128, 3)))
     assert wide["pooled"].shape == (2, 24) and wide["tokens"].shape == (2, 12, 256)
-    a, b = (weights.jit(lambda x, n=n: n.apply(params, stats, x, train=False)[0])(x) for n in (net, half))
+    a, b = (jax.jit(lambda x, n=n: n.apply(params, stats, x, train=False)[0])(x) for n in (net, half))
     for name in a:
         error = float(jnp.linalg.norm(a[name] - b[name]) / jnp.linalg.norm(a[name]))
         assert b[name].dtype == jnp.float32 and 1e-4 < error < 0.05, (name, error)

@@ -100,13 +100,15 @@ def test_bf16_computes_in_bf16_and_keeps_f32(make):
 
 def test_layouts_pad_the_max_pool_differently():
     """A net of the stem alone would show it: the pool's windows start at 0 (SAME on an even side) or at -1."""
-    stem = {k: resnet.Stem(1, "imagenet", k, resnet.Parts("local", None, jnp.float32)) for k in ("simclr", "torch")}
-    x = jnp.zeros((1, 64, 64, 1)).at[0, 32, 32, 0].set(1.0)  # one bright pixel; the delta kernel keeps it at [16, 16]
     delta = jnp.zeros((7, 7, 1, 1)).at[3, 3].set(1.0)
-    for layout, where in (("simclr", [(7, 7), (7, 8), (8, 7), (8, 8)]), ("torch", [(8, 8)])):
+    four = [(7, 7), (7, 8), (8, 7), (8, 8)]
+    # One bright pixel, which the delta kernel leaves at [16, 16]; between 2 and 3 zeros its taps meet odd pixels.
+    for layout, at, where in (("simclr", 32, four), ("torch", 32, [(8, 8)]), ("haiku", 33, four)):
+        stem = resnet.Stem(1, "imagenet", layout, resnet.Parts("local", None, jnp.float32, layout == "haiku"))
+        x = jnp.zeros((1, 64, 64, 1)).at[0, at, at, 0].set(1.0)
         variables = {"params": {"conv": {"kernel": delta}, "bn": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}},
                      "batch_stats": {"bn": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}
-        out = stem[layout].apply(variables, x, train=False)
+        out = stem.apply(variables, x, train=False)
         assert out.shape == (1, 16, 16, 1)
         assert [tuple(map(int, i)) for i in np.argwhere(np.asarray(out[0, :, :, 0]) > 0)] == where
 
@@ -167,13 +169,13 @@ def test_init_is_jittable_and_reads_only_the_shape():
 
 
 @pytest.mark.parametrize("spec, message", [
-    (dict(name="resnet", depth=20), "depth=20, wanted one of 18, 34, 50, 101, 152"),
+    (dict(name="resnet", depth=20), "depth=20, wanted one of 18, 34, 50, 101, 152, 200"),
     (dict(name="resnet", width=0.3), "width=0.3, wanted a factor"),
     (dict(name="resnet", width=0), "width=0, wanted a factor"),
     (dict(name="resnet", stem="cifar10"), "stem='cifar10', wanted imagenet or cifar"),
     (dict(name="resnet", widths=(8, 8)), "widths=(8, 8) width=1, wanted five whole numbers"),
     (dict(name="resnet", widths=(8, 8, 8, 8, 8), width=2), "width=2, wanted five whole numbers above 0"),
-    (dict(name="resnet", layout="keras"), "layout='keras', wanted simclr or torch"),
+    (dict(name="resnet", layout="keras"), "layout='keras', wanted simclr, torch or haiku"),
     (dict(name="resnet", dtype="float16"), "dtype='float16', wanted float32 or bfloat16"),
     (dict(name="resnet", bn="sync"), "nets/resnet: bn='sync', wanted"),
     (dict(name="mlp", layers=4), "layers=4, wanted 1, 2 or 3"),

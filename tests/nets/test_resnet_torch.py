@@ -34,10 +34,10 @@ def oracle(depth, dtype):
             h, after = net.apply(params, stats, x, train=True)
             return sum(jnp.mean(jnp.square(h[k])) for k in ("pooled", "tokens")), (h, after)
 
-        evaluated = weights.jit(lambda p: net.apply(p, stats, x, train=False)[0])(params)
+        evaluated = jax.jit(lambda p: net.apply(p, stats, x, train=False)[0])(params)
         trained = grads = None
         if dtype == "float64":
-            (_, trained), grads = weights.jit(jax.value_and_grad(loss, has_aux=True))(params)
+            (_, trained), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         evaluated, trained, grads = jax.tree.map(np.asarray, (evaluated, trained, grads))
     return z, tables, evaluated, trained, grads
 

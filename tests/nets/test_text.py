@@ -83,7 +83,7 @@ def pair(name, dtype):
             return value, {"loss": value, "image_embeds": unit(a["pooled"]), "text_embeds": unit(b["pooled"]),
                            "vision_last": last["tokens"], "text_last": b["tokens"]}
 
-        (_, out), grads = weights.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     wanted = [z.gradients(t, case, change) for t in tables]
     return z, case, jax.tree.map(np.asarray, out), [weights.flat(jax.tree.map(np.asarray, g)) for g in grads], wanted
 
@@ -114,12 +114,12 @@ def test_the_first_eot_of_several_is_the_text():
     params = weights.convert(z.weights, weights.hf_clip(2)[1])
     net = text.make(**dict(TINY, mlp=64, out=24, gelu="erf"))
     ids = z.arrays["eos/in/input_ids"]
-    out = weights.jit(lambda ids, mask: net.apply(params, {}, ids, train=False, mask=mask)[0])(
+    out = jax.jit(lambda ids, mask: net.apply(params, {}, ids, train=False, mask=mask)[0])(
         ids, z.arrays["eos/in/attention_mask"] > 0)
     np.testing.assert_allclose(out["tokens"], z.arrays["eos/out/text_last"], rtol=0, atol=2e-5)
     np.testing.assert_allclose(unit(out["pooled"]), z.arrays["eos/out/text_embeds"], rtol=0, atol=2e-5)
     twice = jnp.asarray(ids).at[:, -1].set(98)
-    again = weights.jit(lambda ids: net.apply(params, {}, ids, train=False)[0])(twice)
+    again = jax.jit(lambda ids: net.apply(params, {}, ids, train=False)[0])(twice)
     np.testing.assert_allclose(unit(again["pooled"]), z.arrays["eos/out/text_embeds"], rtol=0, atol=2e-5)
 
 
@@ -127,7 +127,7 @@ def tiny(**how):
     net = text.make(**{**TINY, **how})
     ids = jax.random.randint(jax.random.key(1), (3, 12), 1, 98)
     params = weights.init(net, ids)
-    return net, params, ids, weights.jit(lambda ids, mask=None: net.apply(params, {}, ids, train=False, mask=mask)[0])
+    return net, params, ids, jax.jit(lambda ids, mask=None: net.apply(params, {}, ids, train=False, mask=mask)[0])
 
 
 def test_a_causal_tower_does_not_look_ahead():
@@ -215,7 +215,7 @@ def test_scan_remat_and_bf16_of_a_masked_causal_tower():
     for how, tolerance in ((dict(scan=True, remat=True), 1e-5), (dict(dtype="bfloat16"), 0.05)):
         other = text.make(**TINY, out=8, **how)
         p = weights.stacked(params) if "scan" in how else params
-        got = weights.jit(lambda p: other.apply(p, {}, ids, train=True, mask=mask)[0])(p)
+        got = jax.jit(lambda p: other.apply(p, {}, ids, train=True, mask=mask)[0])(p)
         for name in want:
             error = float(jnp.linalg.norm(got[name] - want[name]) / jnp.linalg.norm(want[name]))
             assert got[name].dtype == jnp.float32 and error < tolerance, (how, name, error)

@@ -2,16 +2,12 @@
 
 The tables are linear (transposed, reshaped, put side by side), so they take gradients to our trees as well.
 """
-import functools
 import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-# Tests compile more than they compute: with less effort of the code generator they take half as long.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 HOW = {
     "linear": lambda *w: np.concatenate([a.T for a in w], axis=1),  # torch keeps [out, in]
@@ -42,7 +38,7 @@ def unused(state, *tables):
 
 def init(net, x):
     """The parameters that a net begins with."""
-    return jit(lambda key: net.init(key, x)[0])(jax.random.key(0))
+    return jax.jit(lambda key: net.init(key, x)[0])(jax.random.key(0))
 
 
 def flat(nested):
