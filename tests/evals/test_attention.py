@@ -24,7 +24,7 @@ def net(pool, **more):
 def by_hand(net, params, pool):
     """f64[n,heads,N], head by head and row by row, from what goes into the last attention."""
     name = "norm" if pool == "map" else "stack/block2/norm1"
-    x = np.asarray(weights.jit(lambda p: net.layers(p, {}, IMAGES, [name])[name])(params), np.float64)
+    x = np.asarray(jax.jit(lambda p: net.layers(p, {}, IMAGES, [name])[name])(params), np.float64)
     part = params["pool" if pool == "map" else "stack"]
     part = part if pool == "map" else part["block2"]["attention"]
     dense = lambda x, at: x @ np.asarray(part[at]["kernel"], np.float64) + np.asarray(part[at]["bias"], np.float64)

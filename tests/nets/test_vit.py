@@ -269,7 +269,7 @@ def test_hidden_patches_take_the_token():
     mask = jnp.array([[False, True, False, False], [False, False, False, False]])
     put = x.at[0, :8, 8:].set(other[0, :8, 8:])
 
-    @weights.jit
+    @jax.jit
     def run(key):
         params = net.init(key, x)[0]
         params["mask_token"]["embedding"] = net.layers(params, {}, other, ["patches"])["patches"][0, 1:2]
