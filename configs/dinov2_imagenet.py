@@ -23,13 +23,13 @@ def get_config(arg=""):
     v = variant(arg, size="L", patch=16, registers=0, steps=125_000, batch=2048, dtype="bfloat16")
     epoch = 1250 * v.batch / 1_281_167  # of the original, in epochs
     config = imagenet(v.batch, 100.0, recipes.dinov2(small=98 if v.patch == 14 else 96), recipes.torch_eval(method="bicubic"))
-    config.steps = v.steps
+    config.steps, config.remat = v.steps, True
     head = dict(name="mlp", layers=3, hidden=2048, out=256, hidden_bn=False, last_bn=False, activation="gelu", std=0.02,
                 dtype=v.dtype)
     config.method = dict(name="dinov2", warmup_teacher_epochs=30 * epoch)
     config.nets = dict(
         backbone=dict(name="vit", size=v.size, patch=v.patch, registers=v.registers, mask_token=True, layer_scale=1e-5,
-                      drop_path=0.3, remat=True, dtype=v.dtype),
+                      drop_path=0.3, dtype=v.dtype),
         projector=head, patch_projector=head,
     )
     config.augment.mask = dict(patch=v.patch)

@@ -12,6 +12,7 @@ MAY = {
     "embed": {"augment", "build", "data", "evals"}, "pairs": {"build", "embed", "evals"}, "probes": {"build", "embed", "evals"},
     "tuning": {"augment", "build", "data", "dist", "embed", "evals", "train", "types"},
     "subject": {"augment", "build", "config", "data", "dist", "export", "train", "types"},
+    "attention": {"build", "embed", "evals", "nets", "tuning"},
     "replay": {"augment", "build", "config", "dist", "train", "types"},
     "watch": {"build", "embed", "evals", "pairs"}, "bench": {"augment", "build", "data", "dist", "train"},
     "plan": {"bench", "build", "config", "data", "dist", "train"},

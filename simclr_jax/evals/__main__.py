@@ -2,11 +2,12 @@
 `--from-dir=DIR --config=RECIPE`, what a published net makes of the data of a recipe.
 
 kNN, linear probe and fine-tuning, beside the same net as initialised and the raw pixels under the same protocol; for nets
-with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text.
+with texts zero-shot classification and retrieval, and `--search="a red car"`, which draws the images nearest to a text;
+for vision transformers `--evals=attention`, a picture of what they look at.
 """
 import time
 
-from simclr_jax import build, config as configs, embed, pairs, probes, subject, tuning
+from simclr_jax import attention, build, config as configs, embed, pairs, probes, subject, tuning
 from simclr_jax.life import command
 from simclr_jax.errors import UsageError
 from simclr_jax.evals import draws, finetune, knn, pictures, score, table
@@ -55,11 +56,13 @@ def main(argv: list[str]) -> None:
     config, method, tokenizer = it.config, it.method, it.tokenizer
     names = list(filter(None, flags["evals"].split(","))) or _suited(config, tokenizer, flags)
     for name in names:
-        _one_of("evals", name, (*score.EVALS, "finetune", *pairs.EVALS))
+        _one_of("evals", name, (*score.EVALS, "finetune", "attention", *pairs.EVALS))
     paired = [name for name in names if name in pairs.EVALS]
     probed = [name for name in names if name in score.EVALS]
     split = flags["split"] or config.evals.test
     pairs.check(config, paired, tokenizer, split)
+    if "attention" in names:
+        attention.check(config)
     if flags["search"] and tokenizer is None:
         raise UsageError(f"--search: wanted a run with captions; {it.kind!r} has no text tower")
     step, now, first = it.states()
@@ -87,6 +90,8 @@ def main(argv: list[str]) -> None:
                    for name, state in ((kind, now), ("random_init", untrained)) if state}
         records += tuning.run(config, weights, counts["finetune"], step=step, draws=flags["draws"] or DRAWS["finetune"],
                               seed=flags["seed"], **tuned)
+    if "attention" in names:
+        made.append(attention.draw(config, method, *now, workdir, split))
     if paired or flags["search"]:
         of_texts, _ = build.embedder(method, *now, "text")
         found = pairs.run(config, paired, of_images, of_texts, multiple, tokenizer, split=split, step=step,

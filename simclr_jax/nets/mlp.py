@@ -6,16 +6,16 @@ but does not shift. By arguments also the heads of BYOL, SimSiam, MoCo, SwAV and
 """
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax.errors import UsageError
+from simclr_jax.nets import gelu
 from simclr_jax.nets.linen import compute_dtype, fan_in, net
 from simclr_jax.nets.norm import BatchNorm, parse
 from simclr_jax.types import Net
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+ACTIVATIONS = {"relu": nn.relu, "gelu": gelu.exact}
 
 
 def make(*, axis: str | None = None, layers: int = 3, hidden: int = 0, out: int = 128, bn: str = "global",

@@ -15,11 +15,12 @@ from flax import linen as nn
 from jax import lax
 
 from simclr_jax.errors import UsageError
+from simclr_jax.nets import gelu
 from simclr_jax.nets.drop import drop_path
 from simclr_jax.nets.linen import SEEN, products, remade, wide
 
 GELU = {
-    "erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "erf": gelu.exact,
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }

@@ -7,6 +7,7 @@ import pytest
 
 from oracle import cases
 from simclr_jax import dist, losses, names
+from simclr_jax.errors import UsageError
 from simclr_jax.methods import branches, prototypes as wide
 from simclr_jax.nets import mlp
 from simclr_jax.train.state import init_state
@@ -112,6 +113,31 @@ def test_moco_equals_six_steps_of_the_released_builder(case):
         np.testing.assert_allclose(state.params["backbone"]["kernel"], c["out_wq_after_f64"][i].T, rtol=1e-3, atol=2e-6)
         np.testing.assert_allclose(state.extra["queue"], c["out_queue_after_f64"][i].T, atol=2e-6)
         assert state.extra["position"] == c["out_ptr_after_f64"][i][0]
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_moco_equals_another_memory_bank(case):
+    """lightly's drops rows that do not fit: there the loss is the same, and ours refuses the queue."""
+    p, c = cases("lightly_moco_bank")[case]
+    method = make("moco", queue=p["K"], temperature=p["temperature"])
+    bank = jnp.asarray(c["out_bank_before_f64"], jnp.float32)
+    extra = {"queue": bank, "position": jnp.int32(c["out_ptr_before_f64"][0])}
+    outputs = {"query": c["out0"], "key": c["out1"]}
+    if p["K"] % p["n"]:
+        with pytest.raises(UsageError, match="queue=40 is no multiple of the global batch of 16; take 32, or another"):
+            method.criterion({}, extra, outputs, CTX)
+        loss, grad = jax.jit(jax.value_and_grad(lambda q: losses.info_nce(
+            q, c["out1"], temperature=p["temperature"], negatives=bank)))(c["out0"])
+    else:
+        (loss, (after, _)), grads = jax.jit(jax.value_and_grad(
+            lambda outputs: method.criterion({}, extra, outputs, CTX), has_aux=True))(outputs)
+        grad = grads["query"]
+        assert not np.any(grads["key"])
+        np.testing.assert_allclose(after["queue"], c["out_bank_after_f64"], atol=1e-6)
+        assert after["position"] == c["out_ptr_after_f64"][0]
+    tolerance = 1 if p["temperature"] >= 0.1 else 10
+    np.testing.assert_allclose(loss, c["out_loss_f64"], rtol=1e-5 * tolerance)
+    np.testing.assert_allclose(grad, c["grad_out0_f64"], rtol=1e-4 * tolerance, atol=1e-6 * tolerance)
 
 
 @pytest.mark.parametrize("case", [0, 1])

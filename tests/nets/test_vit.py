@@ -262,6 +262,33 @@ def test_draws_of_one_kind_are_one_draw():
         np.testing.assert_allclose(kernel, want, rtol=3e-7)
 
 
+def test_hidden_patches_take_the_token():
+    """A token that is what another image's patch becomes: hiding a patch is then to put that one in its place."""
+    net = vit.make(**{**TINY, "image": 16}, mask_token=True, registers=1)
+    x, other = jax.random.normal(jax.random.key(0), (2, 2, 16, 16, 3))
+    mask = jnp.array([[False, True, False, False], [False, False, False, False]])
+    put = x.at[0, :8, 8:].set(other[0, :8, 8:])
+
+    @jax.jit
+    def run(key):
+        params = net.init(key, x)[0]
+        params["mask_token"]["embedding"] = net.layers(params, {}, other, ["patches"])["patches"][0, 1:2]
+        tokens = lambda x, mask: net.apply(params, {}, x, train=False, mask=mask)[0]["tokens"]
+        return tokens(x, mask), tokens(put, None), tokens(x, None)
+    hidden, replaced, whole = run(jax.random.key(1))
+    np.testing.assert_allclose(hidden, replaced, atol=1e-5)
+    np.testing.assert_allclose(hidden[1], whole[1], atol=1e-5)
+    assert np.max(np.abs(hidden[0] - whole[0])) > 0.1
+
+
+def test_patches_are_not_hidden_without_a_token():
+    net = vit.make(**{**TINY, "image": 16})
+    x, mask = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32), jnp.zeros((2, 4), bool)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), x)
+    with pytest.raises(UsageError, match="patches are to be hidden; set mask_token=True"):
+        jax.eval_shape(lambda p, x: net.apply(p, {}, x, train=True, mask=mask), params, x)
+
+
 @pytest.mark.parametrize("how, message", [
     (dict(size="XL"), "there is no size 'XL'; "),
     (dict(width=32, depth=2), "heads=0 without a size"),

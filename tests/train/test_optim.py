@@ -6,6 +6,8 @@ import optax
 import pytest
 
 from oracle import cases
+from runs import ROOT
+from simclr_jax import build, config as configs
 from simclr_jax.errors import UsageError
 from simclr_jax.train import optim
 
@@ -191,6 +193,20 @@ def test_schedules_equal_those_of_dino():
         made = optim.make(schedule="dino", lr=p["base_value"], scaling="none", final=p["final_value"] / p["base_value"],
                           warmup_epochs=p["warmup_epochs"], batch=1, steps=len(c["out"]), examples=p["niter_per_ep"])
         np.testing.assert_allclose(jax.vmap(made.rate)(jnp.arange(len(c["out"]))), c["out"], rtol=1e-5, atol=1e-9)
+
+
+def test_mocos_rate_falls_to_a_tenth_at_epochs_120_and_160():
+    config, _ = configs.parse(["train", f"--config={ROOT}/configs/moco_imagenet.py:v=1"])
+    made, steps = build.optimiser(config, 1_281_167), build.steps(config, 1_281_167)
+    at = lambda epoch: epoch * steps // 200
+    asked = [0, at(120) - 2, at(120) + 2, at(160) - 2, at(160) + 2, steps - 1]
+    want = [0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003]
+    np.testing.assert_allclose(jax.vmap(made.rate)(jnp.array(asked)), want, rtol=1e-6)
+    got = follow(optim.make(name="sgd", lr=1.0, scaling="none", schedule="steps", warmup_epochs=0.0, momentum=0.0,
+                            weight_decay=0.0, drops=(0.25, 0.75), batch=10, steps=8, examples=10).tx,
+                 {"kernel": jnp.zeros(())}, [{"kernel": jnp.ones(())}] * 8)
+    moved = -np.diff([0, *(float(p["kernel"]) for p in got)])
+    np.testing.assert_allclose(moved, [1, 1, .1, .1, .1, .1, .01, .01], rtol=1e-4)
 
 
 def test_weight_decay_follows_its_own_cosine():
