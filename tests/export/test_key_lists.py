@@ -6,8 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from simclr_jax.export import hf_clap, hf_pair, hf_vit, layout, model as models, tensors, timm
-from simclr_jax.export.__main__ import _filled
+from simclr_jax.export import hf_bert, hf_pair, hf_vit, layout, model as models, tensors, timm
 
 DATA = pathlib.Path(__file__).parents[1] / "data/manifests.npz"
 VIT_B = dict(name="vit", size="B", image=224)
@@ -30,9 +29,9 @@ CASES = {
         dict(backbone=dict(name="vit", size="B", patch=14, image=518, layer_scale=1.0, mask_token=True)),
         lambda nets: hf_vit.layout("backbone", nets["backbone"], "dinov2", "memory")),
     "hf/bert-base-uncased (BertConfig defaults)": (dict(text=dict(name="bert", vocab=30522, pool="pooler")),
-                                                  lambda nets: layout.Layout(tuple(hf_clap._bert_rows("text", nets["text"], "")))),
+                                                  lambda nets: layout.Layout(tuple(hf_bert.table("text", nets["text"], "")))),
     "hf/roberta-base": (dict(text=dict(name="bert", vocab=50265, length=512, pad=1, types=1, positions="roberta", pool="pooler")),
-                        lambda nets: layout.Layout(tuple(hf_clap._bert_rows("text", nets["text"], "")))),
+                        lambda nets: layout.Layout(tuple(hf_bert.table("text", nets["text"], "")))),
 }
 
 
@@ -50,7 +49,7 @@ def test_every_list_is_used():
 def test_names_and_shapes_are_the_librarys(name):
     nets, table = CASES[name]
     size = nets.get("backbone", nets.get("image", {})).get("image", 224)
-    model = models.Model({role: _filled(net) for role, net in nets.items()}, {}, {}, {"eval": [["resize", {"size": size}]]})
+    model = models.Model({role: models.filled(net) for role, net in nets.items()}, {}, {}, {"eval": [["resize", {"size": size}]]})
     weights = {n: tensors.Tensor(leaf.shape, np.dtype(np.float32), None) for role in nets for n, leaf in models.shapes(model, role).items()}
     if len(nets) == 2:
         scalars = ("logit_scale", "logit_bias") if nets["image"].get("pool") == "map" else ("logit_scale",)

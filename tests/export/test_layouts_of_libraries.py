@@ -7,7 +7,7 @@ import pytest
 
 from nets import weights as tables
 from simclr_jax.errors import UsageError
-from simclr_jax.export import hf_clap, hf_vit, layout, open_clip, tensors, timm, torch_resnet, transformers
+from simclr_jax.export import hf_bert, hf_vit, layout, open_clip, tensors, timm, torch_resnet, transformers
 
 
 def of(arrays):
@@ -136,7 +136,7 @@ def test_both_spellings_of_transformers_vit():
 def test_berts_rows_are_the_tables():
     for kind, at in (("bert", ""), ("roberta", "roberta.")):
         net = dict(name="bert", depth=2, width=8, pool="pooler")
-        rows = {r.ours.removeprefix("text/"): tuple(p.name for p in r.parts) for r in hf_clap._bert_rows("text", net, at)}
+        rows = {r.ours.removeprefix("text/"): tuple(p.name for p in r.parts) for r in hf_bert.table("text", net, at)}
         assert rows == {ours: tuple(theirs) for ours, (_, *theirs) in tables.hf_bert(2, at).items()}
 
 
