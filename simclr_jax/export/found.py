@@ -90,6 +90,19 @@ def moments(image: dict) -> dict:
     return dict(mean=tuple(kwargs["mean"]), std=tuple(kwargs["std"]))
 
 
+UNSAID = "layout", "eps", "position_resize"
+
+
+def unsaid(net: dict) -> dict:
+    """For a config.json of ours: what no array's name or shape, and no argument of the library's, tells of a net."""
+    return {"simclr_jax": {key: net[key] for key in UNSAID if key in net}}
+
+
+def said(net: dict, config: dict) -> dict:
+    """A net with what `unsaid` kept in a config.json, if it is of ours."""
+    return net | {k: v for k, v in config.get("simclr_jax", {}).items() if k in UNSAID and (k in net or k != "layout")}
+
+
 def only(nets: dict, target: str, *names: str) -> str:
     """The role of the one image tower of `nets`, if it is one of `names`.
 
@@ -99,8 +112,8 @@ def only(nets: dict, target: str, *names: str) -> str:
     role = "backbone" if "backbone" in nets else "image"
     if role not in nets or nets[role]["name"] not in names:
         has = ", ".join(f"{r}={n['name']}" for r, n in nets.items())
-        raise UsageError(f"--to={target} writes a net {' or '.join(names)} for images; this run has {has}; take another "
-                         "target (--to=flax and --to=stablehlo take every net)")
+        raise UsageError(f"--to={target} writes a net {' or '.join(names)} for images; this run has {has}; take "
+                         "another target (--to=flax and --to=stablehlo take every net)")
     return role
 
 
@@ -110,8 +123,8 @@ def refuse_resize(target: str, net: dict, image: dict, how: str = "") -> None:
     if net.get("posemb", "learned") != "learned" or side(image) == net["image"]:
         return
     if not how:
-        raise UsageError(f"--to={target}: pictures are {side(image)} wide and the positions of nets/{net['name']} are for "
-                         f"{net['image']}, and {target} does not interpolate them (--to=flax and --to=stablehlo do)")
+        raise UsageError(f"--to={target}: pictures are {side(image)} wide and the positions of nets/{net['name']} are "
+                         f"for {net['image']}, and {target} does not interpolate them (--to=flax and --to=stablehlo do)")
     refuse(target, net, position_resize=how)
 
 
@@ -120,5 +133,5 @@ def refuse(target: str, net: dict, **wanted) -> None:
     for key, values in wanted.items():
         values = values if isinstance(values, tuple) else (values,)
         if key in net and net[key] not in values:
-            raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net for; "
-                             f"wanted {' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take every net)")
+            raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net "
+                             f"for; wanted {' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take every net)")

@@ -1,7 +1,7 @@
 """transformers' ViTModel and Dinov2Model.
 
-Files on the Hub, and those that version 5 writes, name their arrays as version 4 did; version 5 has other names in memory.
-Both are read; the Hub's are written.
+Files on the Hub, and those that version 5 writes, name their arrays as version 4 did; version 5 has other names in
+memory. Both are read; the Hub's are written.
 """
 import json
 import math
@@ -127,5 +127,6 @@ def _dinov2(net):
     if ratio is None:
         raise UsageError(f"--to=transformers: nets/vit has an MLP of {mlp} for width {width}, which is no mlp_ratio of "
                          "Dinov2Model")
-    return "dinov2", "Dinov2Model", "encoder.layer.{}", dict(
-        mlp_ratio=ratio, layerscale_value=net["layer_scale"], use_swiglu_ffn=gated, use_mask_token=net["mask_token"]), ""
+    settings = dict(mlp_ratio=ratio, layerscale_value=net["layer_scale"], use_swiglu_ffn=gated,
+                    use_mask_token=net["mask_token"])
+    return "dinov2", "Dinov2Model", "encoder.layer.{}", settings, ""

@@ -45,8 +45,8 @@ def lines(net: dict, text: dict, tokenizer: bytes, *, transformers: bool) -> lis
         opened = ("`transformers.PreTrainedTokenizerFast.from_pretrained(\"DIR\")`, with `padding=\"max_length\", "
                   "truncation=True`" if transformers else "the library tokenizers, or transformers' "
                   "PreTrainedTokenizerFast,")
-        return [f"tokenizer.json ({how}) was trained on the captions of the run; {opened} opens it. Texts were mended by "
-                "ftfy, and their white space made single spaces, before."]
+        return [f"tokenizer.json ({how}) was trained on the captions of the run; {opened} opens it. Texts were mended "
+                "by ftfy, and their white space made single spaces, before."]
     if net["vocab"] == CLIP:
         of = ("`transformers.CLIPTokenizer.from_pretrained(\"openai/clip-vit-base-patch32\")`, with "
               f"`padding=\"max_length\", max_length={net['length']}, truncation=True`" if transformers
