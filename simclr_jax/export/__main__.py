@@ -1,6 +1,6 @@
 """`python -m simclr_jax.export`: weights out, weights in, and features.
 
-    --workdir=runs/x --to=timm --out=DIR           a run for torchvision, timm, transformers, open_clip, flax or stablehlo
+    --workdir=runs/x --to=timm --out=DIR           a run for timm, torchvision, transformers, open_clip, flax, stablehlo
     --from-dir=DIR --to=timm --out=DIR2            the same of a directory that --from or --to=flax made
     --from=timm --weights=FILE_OR_DIR --out=DIR    published weights as a directory to evaluate, fine-tune or go on from
     --features --from-dir=DIR --images=DIR --out=F.npz    embeddings of a folder of pictures
@@ -61,8 +61,8 @@ def read(flags) -> None:
     except (KeyError, IndexError, ValueError, TypeError) as e:
         if isinstance(e, UsageError):
             raise
-        raise UsageError(f"{where}: is no file of {library}'s that can be read ({type(e).__name__}: {e}); choose another "
-                         f"--from of {', '.join(FROM)}") from None
+        raise UsageError(f"{where}: is no file of {library}'s that can be read ({type(e).__name__}: {e}); choose "
+                         f"another --from of {', '.join(FROM)}") from None
     ours, beside = layout.ours(found.layout, weights, where)
     nets = _overridden(found.nets, flags["net"])
     models.write(flags["out"], models.Model(nets, files.check_finite(ours, where), beside, found.image, found.text,
@@ -144,8 +144,8 @@ def _package(flags, model, heads) -> None:
     for d in found:
         print(f"{d.role}/{d.layer}: largest difference {d.largest:.1e}, values up to {d.scale:.1e}")
     if missing:
-        print(f"not run by {target}, as {missing} is not here (pip install {missing.replace(',', '')}); every array was "
-              "read back and is the same")
+        print(f"not run by {target}, as {missing} is not here (pip install {missing.replace(',', '')}); every array "
+              "was read back and is the same")
     if left:
         print(f"left out, as {target} has no place for it: {', '.join(left)}")
     print(f"{len(theirs)} arrays: {flags['out']}; README.md there says how to open it")

@@ -83,7 +83,7 @@ def differences(package: Package, folder, model, rows: int = 2) -> list[Differen
         scope["model"].get_submodule(name).register_forward_hook(keep)
     with torch.no_grad():
         _run("does not run", "\n".join(package.call), scope)
-    theirs |= {(role, "output"): scope["out"][models.MODALITIES.get(role, role)] for role, name in ours if name == "output"}
+    theirs |= {(role, "output"): scope["out"][models.MODALITIES.get(role, role)] for role, _ in ours}
     return [_difference(*key, x, theirs[key].numpy()) for key, x in ours.items()]
 
 
@@ -122,8 +122,8 @@ def hold(found: list[Difference], tolerance: float = TOLERANCE) -> None:
     """Raises UsageError if a difference is above the tolerance or no number; the first layer is named."""
     for d in found:
         if not d.relative <= tolerance:
-            raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), more "
-                             f"than {tolerance:.0e} of it; nothing was written")
+            raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), "
+                             f"more than {tolerance:.0e} of it; nothing was written")
 
 
 def ids(net, rows, random):

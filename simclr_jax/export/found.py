@@ -124,7 +124,8 @@ def refuse_resize(target: str, net: dict, image: dict, how: str = "") -> None:
         return
     if not how:
         raise UsageError(f"--to={target}: pictures are {side(image)} wide and the positions of nets/{net['name']} are "
-                         f"for {net['image']}, and {target} does not interpolate them (--to=flax and --to=stablehlo do)")
+                         f"for {net['image']}, and {target} does not interpolate them (--to=flax and "
+                         "--to=stablehlo do)")
     refuse(target, net, position_resize=how)
 
 
@@ -134,4 +135,5 @@ def refuse(target: str, net: dict, **wanted) -> None:
         values = values if isinstance(values, tuple) else (values,)
         if key in net and net[key] not in values:
             raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net "
-                             f"for; wanted {' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take every net)")
+                             f"for; wanted {' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take "
+                             "every net)")

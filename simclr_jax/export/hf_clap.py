@@ -13,8 +13,8 @@ BESIDE = (r"(.*\.)?position_ids", r"(.*\.)?token_type_ids", r".*relative_positio
 # Our arguments of nets/htsat, theirs, and the defaults of ClapAudioConfig.
 SETTINGS = {"mels": ("num_mel_bins", 64), "side": ("spec_size", 256), "patch": ("patch_size", 4),
             "width": ("patch_embeds_hidden_size", 96), "depths": ("depths", (2, 2, 6, 2)),
-            "heads": ("num_attention_heads", (4, 8, 16, 32)), "window": ("window_size", 8), "mlp_ratio": ("mlp_ratio", 4),
-            "eps": ("layer_norm_eps", 1e-5)}
+            "heads": ("num_attention_heads", (4, 8, 16, 32)), "window": ("window_size", 8),
+            "mlp_ratio": ("mlp_ratio", 4), "eps": ("layer_norm_eps", 1e-5)}
 
 
 def read(weights, config: dict, pixels: dict, where: str) -> Found:
@@ -25,7 +25,8 @@ def read(weights, config: dict, pixels: dict, where: str) -> Found:
     """
     audio, out = config["audio_config"], config.get("projection_dim", 512)
     if audio.get("enable_fusion"):
-        raise UsageError(f"{where}: audio_config has enable_fusion=true; only CLAP without the fusion of long clips is read")
+        raise UsageError(f"{where}: audio_config has enable_fusion=true; only CLAP without the fusion of long clips "
+                         "is read")
     if hf.gelu(audio) != "erf":
         raise UsageError(f"{where}: audio_config has hidden_act={audio['hidden_act']!r}, wanted gelu")
     text = hf_bert.describe(rows.without(TEXT, weights), config["text_config"], "roberta")

@@ -139,8 +139,8 @@ def _check(kind, model):
         open_clip.check("transformers", model.nets, gelus=tuple(hf.GELUS))
         found.refuse("transformers", text, pool=("eot", "argmax"))
         if text["pool"] == "eot" and text["eot"] == texts.LARGEST:
-            raise UsageError(f"--to=transformers: the end token is {texts.LARGEST}, by which transformers means the largest "
-                             "id of a text; train with a tokenizer whose end token is another")
+            raise UsageError(f"--to=transformers: the end token is {texts.LARGEST}, by which transformers means the "
+                             "largest id of a text; train with a tokenizer whose end token is another")
     found.refuse_resize("transformers", image, model.image)
 
 

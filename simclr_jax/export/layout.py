@@ -104,8 +104,8 @@ def theirs(layout: Layout, ours: dict[str, Tensor], beside: dict[str, Tensor], w
     wanted = {r.ours for r in layout.rows}
     missing, extra = [n for n in wanted if n not in ours], [n for n in ours if n not in wanted]
     if missing or extra:
-        said = [f"{what} {_some(names)}" for names, what in ((missing, "the net has no"), (extra, "there is no name for"))
-                if names]
+        found = (missing, "the net has no"), (extra, "there is no name for")
+        said = [f"{what} {_some(names)}" for names, what in found if names]
         raise UsageError(f"{where}: {' and '.join(said)}")
     pieces = {}
     for r in layout.rows:

@@ -45,8 +45,8 @@ def read(weights, config: dict, where: str) -> Found:
 
 def _view(size, pixels, where):
     if pixels.get("resize_mode", "shortest") not in ("shortest", "squash"):
-        raise UsageError(f"{where}: open_clip_config.json has resize_mode={pixels['resize_mode']!r}, wanted shortest or "
-                         "squash")
+        raise UsageError(f"{where}: open_clip_config.json has resize_mode={pixels['resize_mode']!r}, wanted shortest "
+                         "or squash")
     return found.view(size, **{k: pixels.get(k, v) for k, v in found.CLIP.items()},
                       method=pixels.get("interpolation", "bicubic"), squash=pixels.get("resize_mode") == "squash")
 
@@ -80,7 +80,8 @@ def _residual(weights, settings, gelu):
 def layout(nets: dict) -> Layout:
     """Rows of both towers and the scale in the names of openai/CLIP."""
     image = nets["image"]
-    table = [row("logit_scale", "as is", "logit_scale"), row("text/tokens/embedding", "as is", "token_embedding.weight"),
+    table = [row("logit_scale", "as is", "logit_scale"),
+             row("text/tokens/embedding", "as is", "token_embedding.weight"),
              row("text/positions/embedding", "as is", "positional_embedding"), *rows.norm("text/norm", "ln_final"),
              row("text/projection/kernel", "as is", "text_projection"), *_blocks("text", nets["text"], "")]
     if image["name"] == "vit":
@@ -149,8 +150,8 @@ def _vision(net):
     """(vision_cfg, layers as in Package)."""
     if net["name"] == "vit":
         width, depth, heads, mlp = timm.sizes(net)
-        cfg = dict(image_size=net["image"], layers=depth, width=width, head_width=width // heads, patch_size=net["patch"],
-                   mlp_ratio=mlp / width)
+        cfg = dict(image_size=net["image"], layers=depth, width=width, head_width=width // heads,
+                   patch_size=net["patch"], mlp_ratio=mlp / width)
         inside = [(f"stack/block{i + 1}", f"visual.transformer.resblocks.{i}") for i in range(depth)]
     else:
         cfg = dict(image_size=net["image"], layers=net["layers"], width=net["width"],
@@ -168,8 +169,8 @@ def check(target: str, nets: dict, gelus) -> None:
     image, text = nets.get("image", {}), nets.get("text", {})
     if image.get("name") not in ("vit", "modified_resnet") or text.get("name") != "text":
         has = ", ".join(f"{r}={n['name']}" for r, n in nets.items())
-        raise UsageError(f"--to={target} writes an image tower vit or modified_resnet and a tower text; this run has {has}; "
-                         "take another target (--to=flax and --to=stablehlo take every net)")
+        raise UsageError(f"--to={target} writes an image tower vit or modified_resnet and a tower text; this run has "
+                         f"{has}; take another target (--to=flax and --to=stablehlo take every net)")
     found.refuse(target, text, causal=True, final_norm=True, out_bias=False, gelu=gelus)
     if not text["out"]:
         raise UsageError(f"--to={target}: nets/text has out=0, and CLIP projects; set config.nets.text.out")

@@ -63,8 +63,8 @@ def vit(weights, args, where):
     side = math.isqrt(positions)
     on_class = cls and side ** 2 != positions
     if side ** 2 != positions - on_class:
-        raise UsageError(f"{where}: pos_embed has {positions} positions, wanted a square of patches and at most one for "
-                         "the class token")
+        raise UsageError(f"{where}: pos_embed has {positions} positions, wanted a square of patches and at most one "
+                         "for the class token")
     pool = "map" if "attn_pool.latent" in weights else "cls"
     if pool == "cls" and (args.get("global_pool") == "avg" or not cls):
         pool = "mean"
@@ -204,8 +204,8 @@ def _arguments(net):
     if net.get("registers", 0) and cls:
         found.refuse("timm", net, position_on_class=False)
     if pre_norm == net.get("patch_bias", True):
-        raise UsageError(f"--to=timm: nets/vit has pre_norm={pre_norm} and patch_bias={not pre_norm}; timm has a bias on "
-                         "the patches exactly where it has no norm before the blocks")
+        raise UsageError(f"--to=timm: nets/vit has pre_norm={pre_norm} and patch_bias={not pre_norm}; timm has a "
+                         "bias on the patches exactly where it has no norm before the blocks")
     pool = {"cls": "token", "mean": "avg", "map": "map"}[net.get("pool", "cls")]
     args = dict(img_size=net["image"], patch_size=net["patch"], embed_dim=width, depth=depth, num_heads=heads,
                 mlp_ratio=(1 + gated(net)) * mlp / width, class_token=cls, reg_tokens=net.get("registers", 0),

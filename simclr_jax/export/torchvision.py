@@ -24,8 +24,8 @@ def read(weights, config: dict, where: str) -> Found:
         net = _vit(weights, config)
         size, table = net["image"], layout("backbone", net)
     else:
-        raise UsageError(f"{where}: neither a ResNet nor a vision transformer of torchvision: it has no conv1.weight and "
-                         "no conv_proj.weight")
+        raise UsageError(f"{where}: neither a ResNet nor a vision transformer of torchvision: it has no conv1.weight "
+                         "and no conv_proj.weight")
     # Those for larger pictures are of SWAG, which sees whole ones, bicubic (models/vision_transformer.py).
     image = found.view(size, **found.IMAGENET) if size > 224 else found.view(
         size, **found.IMAGENET, crop=0.875, method="bilinear")
