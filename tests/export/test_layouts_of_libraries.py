@@ -1,5 +1,4 @@
-"""State dicts of timm, transformers and open_clip in and out: the same trees as the tests' own tables, the same bytes
-back.
+"""State dicts of libraries in and out: the same trees as the tests' own tables, and the same bytes back.
 
 That those trees give the originals' numbers is held by tests/nets, with the same weights.
 """
@@ -119,18 +118,11 @@ def test_missing_and_unknown_names_are_listed_in_one_line():
 
 def test_both_spellings_of_transformers_vit():
     net = dict(name="vit", width=8, depth=2, heads=2, mlp=16, patch=4, image=8, gelu="erf", eps=1e-6)
-    ours = {}
-    shapes = {}
-    for r in hf_vit.layout("backbone", net, "vit").rows:
-        shapes[r.ours] = (8,) if r.ours.split("/")[-1] in ("scale",
-                                                           "bias") and "fc1" not in r.ours and "qkv" not in r.ours else None
-    shapes |= {n: (16,) for n in shapes if n.endswith("fc1/bias")} | {n: (24,) for n in shapes
-                                                                      if n.endswith("qkv/bias")}
-    shapes |= {n: s for n in shapes for end, s in (("qkv/kernel", (8, 24)), ("out/kernel", (8, 8)),
-                                                   ("fc1/kernel", (8, 16)),
-                                                  ("fc2/kernel", (16, 8)), ("patches/kernel", (4, 4, 3, 8)),
-                                                  ("class_token/embedding", (1, 8)),
-                                                  ("positions/embedding", (5, 8))) if n.endswith(end)}
+    sizes = {"qkv/kernel": (8, 24), "qkv/bias": (24,), "out/kernel": (8, 8), "fc1/kernel": (8, 16), "fc1/bias": (16,),
+             "fc2/kernel": (16, 8), "patches/kernel": (4, 4, 3, 8), "class_token/embedding": (1, 8),
+             "positions/embedding": (5, 8)}
+    shapes = {r.ours: sizes.get("/".join(r.ours.split("/")[-2:]), (8,))
+              for r in hf_vit.layout("backbone", net, "vit").rows}
     ours = of(random(shapes))
     spelt = {naming: layout.theirs(hf_vit.layout("backbone", net, "vit", naming), ours, {}, "x")
              for naming in ("hub", "memory")}

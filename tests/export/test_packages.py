@@ -1,4 +1,4 @@
-"""What is read of and written for other libraries beside arrays: pictures, classifiers, texts, and what names alone tell."""
+"""What is read of and written for other libraries beside arrays: pictures, classifiers, texts, settings."""
 import json
 
 import numpy as np
@@ -93,7 +93,7 @@ def test_names_of_timms_architectures():
 
 def test_positions_that_a_library_does_not_interpolate():
     large = found.view(16, **found.IMAGENET)
-    with pytest.raises(UsageError, match="pictures are 16 wide and the positions of nets/vit are for 8, and torchvision"):
+    with pytest.raises(UsageError, match="are 16 wide and the positions of nets/vit are for 8, and torchvision"):
         torchvision.package(model(VIT, large))
     asked = hf_vit.package(model(VIT, large)).call[0]
     assert "interpolate_pos_encoding=True" in asked and "interpolate" not in hf_vit.package(model(VIT)).call[0]
