@@ -3,8 +3,9 @@
     python benchmarks/export.py [--only=ResNet]
 
 Both directions use the libraries' own classes with random weights. In: the library's net is saved by its own means and
-read by `--from`. Out: what was read, or a net of ours, is written by `--to` and opened strictly. The figure is the largest absolute difference of the features of two random images or texts, in f32 on
-a CPU. Needs torch, torchvision, timm, transformers and open_clip_torch.
+read by `--from`. Out: what was read, or a net of ours, is written by `--to` and opened strictly. The figure is the
+largest absolute difference of the features of two random images or texts, in f32 on a CPU. Needs torch, torchvision,
+timm, transformers and open_clip_torch.
 """
 import json
 import pathlib
@@ -67,7 +68,8 @@ def _fresh(model):
         draw = lambda path, a: random.uniform(0.8, 1.2, a.shape).astype(np.float32) if path[-1].key == "scale" else a
         params = jax.tree_util.tree_map_with_path(draw, params)
         if stats:  # what a pass leaves is nine parts of what was and one of the batch's
-            left = jax.jit(lambda p, s, x: net.apply(p, s, x, train=True)[1])(params, stats, check.pictures(8, x.shape[1], random))
+            run = jax.jit(lambda p, s, x: net.apply(p, s, x, train=True)[1])
+            left = run(params, stats, check.pictures(8, x.shape[1], random))
             stats = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, left, stats)
         weights |= {f"{role}/{n}": tensors.of(a) for n, a in models.named(params).items()}
         weights |= {f"{role}/stats/{n}": tensors.of(a) for n, a in models.named(stats).items()}
@@ -112,7 +114,8 @@ def _save(net, config=None):
     def save(folder):
         import safetensors.torch
         folder.mkdir()
-        safetensors.torch.save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
+        safetensors.torch.save_file({k: v.contiguous() for k, v in net.state_dict().items()},
+                                    folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config or {}))
     return save
 
@@ -124,7 +127,8 @@ def timm(name, **how):
         args = {k: v for k, v in how.items()}
         heads = net.blocks[0].attn.num_heads if hasattr(net, "blocks") else 0
         config = dict(architecture=name, model_args=args | (dict(num_heads=heads) if heads else {}),
-                      pretrained_cfg={k: v for k, v in net.pretrained_cfg.items() if k in ("mean", "std", "input_size", "crop_pct")})
+                      pretrained_cfg={k: v for k, v in net.pretrained_cfg.items()
+                                      if k in ("mean", "std", "input_size", "crop_pct")})
         return net, _save(net, config), lambda net, pixels: net(pixels)
     return make
 
@@ -143,14 +147,17 @@ def torchvision(name):
 def transformers(kind, **how):
     def make():
         import transformers as library
-        config = {"vit": "ViT", "dinov2": "Dinov2", "clip": "CLIP", "siglip": "Siglip", "bert": "Bert", "roberta": "Roberta"}[kind]
+        config = {"vit": "ViT", "dinov2": "Dinov2", "clip": "CLIP", "siglip": "Siglip", "bert": "Bert",
+                  "roberta": "Roberta"}[kind]
         net = getattr(library, config + "Model")(getattr(library, config + "Config")(**how)).eval()
         tensor = lambda x: getattr(x, "pooler_output", x)
 
         def call(net, pixels=None, tokens=None):
             if kind in ("clip", "siglip"):
-                return tensor(net.get_image_features(pixel_values=pixels) if tokens is None else net.get_text_features(input_ids=tokens))
-            return net(**({"pixel_values": pixels} if tokens is None else {"input_ids": tokens})).last_hidden_state[:, 0]
+                return tensor(net.get_image_features(pixel_values=pixels) if tokens is None
+                              else net.get_text_features(input_ids=tokens))
+            given = {"pixel_values": pixels} if tokens is None else {"input_ids": tokens}
+            return net(**given).last_hidden_state[:, 0]
         return net, net.save_pretrained, call
     return make
 
@@ -185,14 +192,18 @@ FAMILIES = {
     "ViT-S/14 DINOv2, 4 registers": ("timm", timm("vit_small_patch14_reg4_dinov2", img_size=224), None),
     "ViT-B/16 SigLIP's image tower": ("timm", timm("vit_base_patch16_siglip_224"), None),
     "ViT-S/16, MoCo v3's sines": ("timm", None, ours(name="vit", size="S", posemb="sincos")),
-    "ViT-S/16, ViTModel": ("transformers", transformers("vit", hidden_size=384, num_attention_heads=6, intermediate_size=1536), None),
-    "ViT-S/14, Dinov2Model": ("transformers", transformers("dinov2", hidden_size=384, num_attention_heads=6, image_size=224), None),
-    "ViT, SwiGLU, Dinov2Model": ("transformers", transformers("dinov2", hidden_size=192, num_hidden_layers=4, num_attention_heads=3,
+    "ViT-S/16, ViTModel": ("transformers", transformers("vit", hidden_size=384, num_attention_heads=6,
+                                                        intermediate_size=1536), None),
+    "ViT-S/14, Dinov2Model": ("transformers", transformers("dinov2", hidden_size=384, num_attention_heads=6,
+                                                           image_size=224), None),
+    "ViT, SwiGLU, Dinov2Model": ("transformers", transformers("dinov2", hidden_size=192, num_hidden_layers=4,
+                                                              num_attention_heads=3,
                                                               image_size=224, use_swiglu_ffn=True), None),
     "CLIP ViT-B/32": ("transformers", transformers("clip"), None),
     "SigLIP ViT-B/16": ("transformers", transformers("siglip"), None),
     "BERT-base": ("transformers", transformers("bert"), None),
-    "RoBERTa-base": ("transformers", transformers("roberta", vocab_size=50265, pad_token_id=1, max_position_embeddings=514, type_vocab_size=1), None),
+    "RoBERTa-base": ("transformers", transformers("roberta", vocab_size=50265, pad_token_id=1,
+                                                  max_position_embeddings=514, type_vocab_size=1), None),
     "CLIP ViT-B/32, open_clip": ("open_clip", open_clip("ViT-B-32"), None),
     "CLIP RN50, open_clip": ("open_clip", open_clip("RN50"), None),
 }

@@ -2,11 +2,11 @@
 
     python benchmarks/export_runs.py [--steps=60] [--keep=DIR]
 
-Trains a SimCLR ResNet-18 (a quarter as wide, stem for small images), a CLIP and a SigLIP with ViT towers on the embedded
-digits for a few steps each, exports them by the command, opens them as the card beside the weights says, and compares:
-features of all test images, the accuracy of a linear probe fitted by torch on torch's features with that of ours on ours
-(l2 0.01 on features of unit root mean square), and the logits of 64 images with as many captions. Needs torch, timm and
-transformers.
+Trains a SimCLR ResNet-18 (a quarter as wide, stem for small images), a CLIP and a SigLIP with ViT towers on the
+embedded digits for a few steps each, exports them by the command, opens them as the card beside the weights says, and
+compares: features of all test images, the accuracy of a linear probe fitted by torch on torch's features with that of
+ours on ours (l2 0.01 on features of unit root mean square), and the logits of 64 images with as many captions. Needs
+torch, timm and transformers.
 """
 import contextlib
 import io
@@ -27,12 +27,15 @@ COMMON = ["--config.optim.name=adamw", "--config.optim.lr=0.003", "--config.eval
           "--config.checkpoint.every=1000"]
 RESNET = ["--config=configs/simclr_digits.py", "--config.nets.backbone.name=resnet", "--config.nets.backbone.depth=18",
           "--config.nets.backbone.width=0.25", "--config.nets.backbone.stem=cifar"]
-VIT = ["--config.nets.image.name=vit", "--config.nets.image.width=64", "--config.nets.image.depth=2", "--config.nets.image.heads=4",
-       "--config.nets.image.patch=2", "--config.nets.image.image=8"]
-CLIP = ["--config=configs/clip_digits.py:loss=clip", *VIT, "--config.nets.image.pre_norm=true", "--config.nets.image.patch_bias=false",
+VIT = ["--config.nets.image.name=vit", "--config.nets.image.width=64", "--config.nets.image.depth=2",
+       "--config.nets.image.heads=4", "--config.nets.image.patch=2", "--config.nets.image.image=8"]
+CLIP = ["--config=configs/clip_digits.py:loss=clip", *VIT, "--config.nets.image.pre_norm=true",
+        "--config.nets.image.patch_bias=false",
         "--config.nets.image.gelu=quick", "--config.nets.image.out=128", "--config.nets.image.eps=1e-5"]
-SIGLIP = ["--config=configs/clip_digits.py:loss=siglip", *VIT, "--config.nets.image.class_token=false", "--config.nets.image.pool=map",
-          "--config.nets.text.causal=false", "--config.nets.text.pool=last", "--config.nets.text.out=64", "--config.nets.text.out_bias=true"]
+SIGLIP = ["--config=configs/clip_digits.py:loss=siglip", *VIT, "--config.nets.image.class_token=false",
+          "--config.nets.image.pool=map",
+          "--config.nets.text.causal=false", "--config.nets.text.pool=last", "--config.nets.text.out=64",
+          "--config.nets.text.out_bias=true"]
 
 
 def main(argv):
@@ -64,7 +67,8 @@ def _simclr(folder, steps):
     config, (apply, params), net = _made(folder, "simclr", RESNET, steps, "timm")
     kinds = {"ours": lambda x: np.asarray(apply(params, image=x)["image"]), "theirs": lambda x: net(_pixels(x)).numpy()}
     with torch.no_grad():
-        parts = {kind: [embed.features(config, of, 1, split=split)[:2] for split in ("train", "test")] for kind, of in kinds.items()}
+        parts = {kind: [embed.features(config, of, 1, split=split)[:2] for split in ("train", "test")]
+                 for kind, of in kinds.items()}
     ours, theirs = (parts[kind][1][0] for kind in kinds)
     _line("SimCLR ResNet-18", "timm, strict=True", "features of 500 test images", ours, theirs)
     (x, y), (test, labels) = parts["ours"]
@@ -79,12 +83,13 @@ def _torch_probe(x, y, test, labels):
     x, test = (torch.from_numpy(a).double() for a in (x, test))
     mean = x.mean(0)
     scale = (x - mean).square().mean().sqrt()
-    weight, bias = torch.zeros(x.shape[1], 10, dtype=torch.float64, requires_grad=True), torch.zeros(10, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.zeros(*shape, dtype=torch.float64, requires_grad=True) for shape in ((x.shape[1], 10), (10,)))
     solver = torch.optim.LBFGS([weight, bias], max_iter=2000, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure():
         solver.zero_grad()
-        loss = torch.nn.functional.cross_entropy((x - mean) / scale @ weight + bias, torch.from_numpy(y).long()) + 0.005 * weight.square().sum()
+        loss = torch.nn.functional.cross_entropy((x - mean) / scale @ weight + bias,
+                                                 torch.from_numpy(y).long()) + 0.005 * weight.square().sum()
         loss.backward()
         return loss
     solver.step(closure)
@@ -113,7 +118,8 @@ def _pixels(x):
 
 
 def _line(run, library, what, ours, theirs):
-    print(f"| {run} | {library} | {what} | {np.max(np.abs(ours - theirs)):.1e} | {np.max(np.abs(ours)):.3g} |", flush=True)
+    print(f"| {run} | {library} | {what} | {np.max(np.abs(ours - theirs)):.1e} | {np.max(np.abs(ours)):.3g} |",
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def get_config(arg=""):
     config = imagenet(v.batch, float(v.epochs), recipes.byol(), recipes.byol_eval())
     config.method = dict(name="byol", momentum=momentum)
     head = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, std=0.0, dtype=v.dtype)
-    config.nets = dict(backbone=dict(name="resnet", depth=50, zero_init=False, dtype=v.dtype), projector=head, predictor=head)
+    config.nets = dict(backbone=dict(name="resnet", depth=50, zero_init=False, dtype=v.dtype), projector=head,
+                       predictor=head)
     config.optim = dict(name="lars_byol", lr=lr, scaling="linear", warmup_epochs=10.0, weight_decay=decay)
     return config

@@ -31,8 +31,8 @@ def get_config(arg=""):
     config.data = dict(name="digits", split="train", captions=True)
     config.text = dict(name="bpe", size=512, length=24)
     config.augment = dict(views=recipes.digits_pairs(), eval=recipes.digits_eval(), where="device")
-    config.optim = dict(name="adamw", lr=0.003, scaling="none", warmup_epochs=10.0, weight_decay=0.01, b2=0.98, clip_norm=1.0,
-                        bounds=(("logit_scale$", 0.0, 4.6052),))
+    config.optim = dict(name="adamw", lr=0.003, scaling="none", warmup_epochs=10.0, weight_decay=0.01, b2=0.98,
+                        clip_norm=1.0, bounds=(("logit_scale$", 0.0, 4.6052),))
     config.log_every = 50
     config.checkpoint = dict(every=150, keep=2)
     config.evals = dict(every=150, run=("zero_shot", "retrieval"), best="", templates="the digit {};a handwritten {}")

@@ -8,11 +8,13 @@
 Variants, after a colon: batch=32768, res=224, epochs=32, lr=0.0005, patch=32, gelu=quick (erf for open_clip's retrained
 nets), dtype=bfloat16, remat=false (true: activations are made again, for a larger batch a chip).
 
-Recipe: Radford et al. 2021, arXiv:2103.00020, appendix, and open_clip's (src/open_clip_train/params.py): AdamW 5e-4, betas
-.9 and .98, eps 1e-6, decay .2 but of scales, biases and the temperature, 2,000 steps of warm-up, cosine to 0, 32 epochs;
-temperature .07 at first and 1/T at most 100. Steps here: warm-up counts step / 2000, open_clip's (step + 1) / warm-up.
+Recipe: Radford et al. 2021, arXiv:2103.00020, appendix, and open_clip's (src/open_clip_train/params.py): AdamW 5e-4,
+betas .9 and .98, eps 1e-6, decay .2 but of scales, biases and the temperature, 2,000 steps of warm-up, cosine to 0, 32
+epochs; temperature .07 at first and 1/T at most 100. Steps here: warm-up counts step / 2000, open_clip's (step + 1) /
+warm-up.
 
-Hardware  128 A100 for 36 hours on LAION-400M (paper: open_clip); any number of devices, and `--config.microbatches=N` on few.
+Hardware  128 A100 for 36 hours on LAION-400M (paper: open_clip); any number of devices, and `--config.microbatches=N`
+          on few.
 Expected  zero-shot ImageNet 63.3 (paper: OpenAI's weights, open_clip docs/openclip_results.csv), 62.9 (open_clip on
           LAION-400M, the same file). Not run by us.
 """
@@ -34,8 +36,8 @@ def get_config(arg=""):
     config.data = dict(name="webdataset", root="")
     config.text = dict(name="clip", path="", length=77)
     config.augment = dict(views=recipes.clip(v.res), eval=recipes.clip_eval(v.res))
-    config.optim = dict(name="adamw", lr=v.lr, scaling="none", warmup_steps=2000, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6,
-                        bounds=(("logit_scale$", 0.0, 4.6052),))
+    config.optim = dict(name="adamw", lr=v.lr, scaling="none", warmup_steps=2000, weight_decay=0.2, b1=0.9, b2=0.98,
+                        eps=1e-6, bounds=(("logit_scale$", 0.0, 4.6052),))
     config.checkpoint = dict(every=1000, keep=2)
     config.evals = dict(every=0, run=("retrieval",), best="", templates="openai")
     return config

@@ -24,8 +24,8 @@ def get_config(arg=""):
     config.method = dict(name="dino", prototypes=1024, momentum=0.99)
     if v.net == "vit":
         config.nets.backbone = dict(name="vit", patch=2, image=8, width=64, depth=4, heads=4)
-    config.nets.projector = dict(name="mlp", layers=3, hidden=256, out=64, hidden_bn=False, last_bn=False, activation="gelu",
-                                 std=0.02)
+    config.nets.projector = dict(name="mlp", layers=3, hidden=256, out=64, hidden_bn=False, last_bn=False,
+                                 activation="gelu", std=0.02)
     config.augment.views = recipes.digits_crops(crops=v.crops)
     config.optim.lr, config.optim.clip_each, config.optim.hold = 0.002, 3.0, (("^last/", 1.0),)
     config.optim.weight_decay, config.optim.weight_decay_final = 0.04, 0.4

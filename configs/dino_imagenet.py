@@ -25,8 +25,8 @@ def get_config(arg=""):
                          warmup_teacher_epochs=30.0 if v.boost else 0.0)
     config.nets = dict(
         backbone=dict(name="vit", size=v.size, patch=v.patch, drop_path=0.1, dtype=v.dtype),
-        projector=dict(name="mlp", layers=3, hidden=2048, out=256, hidden_bn=False, last_bn=False, activation="gelu", std=0.02,
-                       dtype=v.dtype),
+        projector=dict(name="mlp", layers=3, hidden=2048, out=256, hidden_bn=False, last_bn=False, activation="gelu",
+                       std=0.02, dtype=v.dtype),
     )
     config.optim = dict(name="adamw", lr=5e-4, scaling="linear", schedule="dino", warmup_epochs=10.0, weight_decay=0.04,
                         weight_decay_final=0.4, clip_each=3.0, hold=(("^last/", 1.0),))

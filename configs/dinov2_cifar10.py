@@ -5,7 +5,8 @@
 
 Variants, after a colon: batch=256, epochs=1000, crops=4.
 
-A ViT of 9 blocks on patches of 4 (so not a ResNet); crops of 16 beside the views of SimCLR on CIFAR. Ours, not published.
+A ViT of 9 blocks on patches of 4 (so not a ResNet); crops of 16 beside the views of SimCLR on CIFAR. Ours, not
+published.
 
 Hardware  one GPU or TPU core for 1000 epochs.
 Expected  no published number. Ours: not yet run.
@@ -20,8 +21,8 @@ def get_config(arg=""):
     config = cifar10(v.batch, v.epochs)
     head = dict(name="mlp", layers=3, hidden=2048, out=256, hidden_bn=False, last_bn=False, activation="gelu", std=0.02)
     config.method = dict(name="dinov2", prototypes=4096)
-    config.nets.backbone = dict(name="vit", patch=4, image=32, width=192, depth=9, heads=3, mask_token=True, registers=4,
-                                layer_scale=1e-5, drop_path=0.1)
+    config.nets.backbone = dict(name="vit", patch=4, image=32, width=192, depth=9, heads=3, mask_token=True,
+                                registers=4, layer_scale=1e-5, drop_path=0.1)
     config.nets.projector, config.nets.patch_projector = head, head
     config.augment.views, config.augment.mask = recipes.cifar_crops(crops=v.crops), dict(patch=4)
     config.optim = dict(name="adamw", lr=1e-3 / 16, scaling="sqrt", warmup_epochs=10.0, final=1e-3, weight_decay=0.04,

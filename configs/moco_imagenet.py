@@ -29,6 +29,6 @@ def get_config(arg=""):
         backbone=resnet50(v.dtype, bn=v.bn, zero_init=False),
         projector=dict(name="mlp", layers=v.v, out=128, hidden_bn=False, last_bn=False, std=0.0, dtype=v.dtype),
     )
-    config.optim = dict(name="sgd", lr=0.03, scaling="linear", warmup_epochs=0.0, weight_decay=1e-4, decay=((".*", 1.0),),
-                        schedule="steps" if v.v == 1 else "cosine")
+    config.optim = dict(name="sgd", lr=0.03, scaling="linear", warmup_epochs=0.0, weight_decay=1e-4,
+                        decay=((".*", 1.0),), schedule="steps" if v.v == 1 else "cosine")
     return config

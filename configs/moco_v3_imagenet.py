@@ -25,7 +25,8 @@ def get_config(arg=""):
     v = variant(arg, net="r50", epochs=0, batch=4096, dtype="bfloat16")
     epochs = v.epochs or (100 if v.net == "r50" else 300)
     if v.net not in ("r50", "S", "B") or v.net == "r50" and epochs not in RECIPES:
-        raise UsageError(f"net={v.net!r}, epochs={epochs}: wanted r50 for {', '.join(map(str, RECIPES))} epochs, S or B")
+        raise UsageError(f"net={v.net!r}, epochs={epochs}: wanted r50 for {', '.join(map(str, RECIPES))} epochs, S "
+                         "or B")
     vit = v.net != "r50"
     config = imagenet(v.batch, float(epochs), recipes.moco_v3(lowest=0.08 if vit else 0.2), recipes.torch_eval())
     heads = dict(name="mlp", hidden=4096, out=256, last_scale=False, std=0.0, dtype=v.dtype)

@@ -5,8 +5,8 @@
 
 Variants, after a colon: batch=512, epochs=1000, depth=18, width=1, temperature=0.5, lr=1.0.
 
-Recipe: google-research/simclr README.md: batch 512, 1000 epochs, LARS at 1.0 scaled linearly (so 2.0), weight decay 1e-4,
-T 0.5, jitter 0.5, no blur, 2-layer head, 3x3 stride-1 stem without max-pool.
+Recipe: google-research/simclr README.md: batch 512, 1000 epochs, LARS at 1.0 scaled linearly (so 2.0), weight decay
+1e-4, T 0.5, jitter 0.5, no blur, 2-layer head, 3x3 stride-1 stem without max-pool.
 
 Hardware  one GPU or TPU core for 1000 epochs; a laptop runs it too, slowly: see docs/results.md for what hours bring.
 Expected  about 91 linear for 1000 epochs (paper: google-research/simclr README.md). Ours: not yet run at full length.

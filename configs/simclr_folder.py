@@ -3,8 +3,8 @@
     python -m simclr_jax.train --config=configs/simclr_folder.py --config.data.root=DIR --workdir=runs/mine
     python -m simclr_jax.evals --workdir=runs/mine --evals=knn,linear     # where there are classes
 
-Variants, after a colon: size=64 (side of the views), net=resnet18 (resnet34, resnet50, ..., or convnet: small and quick,
-for a laptop and images of 32), width=0.5, batch=256, epochs=100, lr=0.5, temperature=0.2.
+Variants, after a colon: size=64 (side of the views), net=resnet18 (resnet34, resnet50, ..., or convnet: small and
+quick, for a laptop and images of 32), width=0.5, batch=256, epochs=100, lr=0.5, temperature=0.2.
 The defaults suit a laptop and some thousand pictures. With a GPU: `:size=224,net=resnet50,width=1,batch=512`.
 
 Recipe: SimCLR's augmentation at half the jitter (blur from 64 pixels on), LARS scaled linearly, T 0.2, 2-layer head, as

@@ -8,8 +8,9 @@ Variants, after a colon: batch=256..8192, epochs=100..1000, depth=50, width=1 (2
 recipe=paper|released, dtype=bfloat16|float32.
 
 recipe=paper     LARS 0.3 linear or 0.075 sqrt, weight decay 1e-6, T 0.1, 2-layer head, loss: mean over 2N rows.
-recipe=released  what google-research/simclr's code does by default: LARS 0.075 sqrt, weight decay 1e-4 (its TF1 flag; the
-                 TF2 flag says 1e-6), 3-layer head, twice the paper's loss. (Its online linear head is left out: it does not touch the encoder.)
+recipe=released  what google-research/simclr's code does by default: LARS 0.075 sqrt, weight decay 1e-4 (its TF1 flag;
+                 the TF2 flag says 1e-6), 3-layer head, twice the paper's loss. (Its online linear head is left out: it
+                 does not touch the encoder.)
 
 Hardware  batch 4096, 100 epochs: about 6 h on 32 TPU v3 cores (paper's code: simclr README.md). Ours: not yet run.
 Expected  linear evaluation, top-1, ResNet-50 1x, linear / sqrt scaling (paper: arXiv:2002.05709, table B.1). Ours: not
@@ -31,7 +32,8 @@ from simclr_jax.errors import UsageError
 
 
 def get_config(arg=""):
-    v = variant(arg, batch=4096, epochs=100.0, depth=50, width=1.0, scaling="", recipe="paper", dtype="bfloat16", size=224)
+    v = variant(arg, batch=4096, epochs=100.0, depth=50, width=1.0, scaling="", recipe="paper", dtype="bfloat16",
+                size=224)
     if v.recipe not in ("paper", "released"):
         raise UsageError(f"recipe={v.recipe!r}, wanted 'paper' or 'released'")
     released = v.recipe == "released"
@@ -45,8 +47,8 @@ def get_config(arg=""):
     )
     config.data = dict(name="tfds", dataset="imagenet2012", split="train")
     config.augment = dict(views=recipes.simclr(v.size), eval=recipes.simclr_eval(v.size), where="device")
-    config.optim = dict(name="lars_simclr", lr=0.3 if scaling == "linear" else 0.075, scaling=scaling, warmup_epochs=10.0,
-                        weight_decay=1e-4 if released else 1e-6)
+    config.optim = dict(name="lars_simclr", lr=0.3 if scaling == "linear" else 0.075, scaling=scaling,
+                        warmup_epochs=10.0, weight_decay=1e-4 if released else 1e-6)
     config.checkpoint = dict(every=1000, keep=3, keep_every=50000)
     config.evals = dict(test="validation")
     return config

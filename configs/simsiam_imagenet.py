@@ -24,6 +24,6 @@ def get_config(arg=""):
         projector=dict(name="mlp", layers=3, hidden=2048, out=2048, last_scale=False, std=0.0, dtype=v.dtype),
         predictor=dict(name="mlp", layers=2, hidden=512, out=2048, last_bn=False, std=0.0, dtype=v.dtype),
     )
-    config.optim = dict(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, weight_decay=1e-4, decay=((".*", 1.0),),
-                        steady=("^predictor/",))
+    config.optim = dict(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, weight_decay=1e-4,
+                        decay=((".*", 1.0),), steady=("^predictor/",))
     return config

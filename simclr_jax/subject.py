@@ -43,8 +43,8 @@ def of_run(config, saved: dict, workdir, *, best: bool) -> Subject:
         first = init_state(method, optimiser.tx, mesh, rows, seed=config.seed)
         restored = Checkpoints(workdir / ("best" if best else "checkpoints"), writable=False).restore(first)
         if restored is None:
-            raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the first "
-                             f"is written at step {config.checkpoint.every}, or when the run is stopped")
+            raise UsageError(f"--workdir={workdir}: there is no {'best ' if best else ''}checkpoint in it yet; the "
+                             f"first is written at step {config.checkpoint.every}, or when the run is stopped")
         step, now, _ = restored
         return step, (now.params, now.extra), lambda: (first.params, first.extra)
     return Subject(config, method, tokenizer, config.method.name, states)
@@ -65,8 +65,8 @@ def of_directory(config, directory: str, *, texts: bool) -> Subject:
     model = models.read(str(path))
     image = next((role for role in ("backbone", "image") if role in model.nets), None)
     if image is None:
-        raise UsageError(f"--from-dir={directory}: it has {', '.join(model.nets)}, wanted a net for images (backbone or "
-                         "image)")
+        raise UsageError(f"--from-dir={directory}: it has {', '.join(model.nets)}, wanted a net for images (backbone "
+                         "or image)")
     config = config.copy_and_resolve_references().unlock()
     config.nets = ConfigDict({role: {k: v for k, v in model.nets[role].items() if k != "remat"}
                               for role in (image, "text") if role in model.nets})
@@ -95,10 +95,11 @@ def of_directory(config, directory: str, *, texts: bool) -> Subject:
         return int(model.meta.get("step", 0)), jax.device_put((params, {"stats": stats})), first
     tokenizer = None
     if texts and model.text and "text" in nets:
-        tokenizer = names.make("data.tokenizers", model.text | path_of, captions=_none, file=str(path / "tokenizer.json"))
+        tokenizer = names.make("data.tokenizers", model.text | path_of, captions=_none,
+                               file=str(path / "tokenizer.json"))
     return Subject(config, Method(None, None, None, embed), tokenizer, path.name, states)
 
 
 def _none():
-    raise UsageError("--from-dir: there is no tokenizer.json in it, in which the tokenizer of a run's own captions is kept; "
-                     "put it there, or leave out what needs texts, as in --evals=knn,linear")
+    raise UsageError("--from-dir: there is no tokenizer.json in it, in which the tokenizer of a run's own captions is "
+                     "kept; put it there, or leave out what needs texts, as in --evals=knn,linear")

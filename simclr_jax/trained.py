@@ -22,8 +22,8 @@ def read(workdir, *, best: bool = False, heads: bool = False) -> Model:
     Where a method embeds by its teacher (DINO), the teacher's weights count.
 
     Args:
-      workdir: of `simclr_jax.train`. best: the checkpoint of the best score. heads: projectors and predictors, too; and what
-        else the optimiser owns, such as prototypes, as `Model.beside`.
+      workdir: of `simclr_jax.train`. best: the checkpoint of the best score. heads: projectors and predictors, too; and
+        what else the optimiser owns, such as prototypes, as `Model.beside`.
 
     Raises:
       UsageError: no run, no checkpoint, or none that is whole.
@@ -31,30 +31,41 @@ def read(workdir, *, best: bool = False, heads: bool = False) -> Model:
     workdir = workdirs.resolve(str(workdir))
     saved = workdirs.read_config(workdir)
     if saved is None:
-        raise UsageError(f"--workdir={workdir}: there is no config.json in it; wanted the directory of a `simclr_jax.train` run")
+        raise UsageError(f"--workdir={workdir}: there is no config.json in it; wanted the directory of a "
+                         "`simclr_jax.train` run")
     config = configs.from_plain(saved)
+    plain, tokenizer = configs.plain(config), _tokenizer(config, workdir)
+    teacher = _by_teacher(config, tokenizer)
     directory, step, leaves = _newest(workdir / ("best" if best else "checkpoints"))
-    roles = [role for role in config.nets if heads or role in TOWERS]
-    tokenizer = _tokenizer(config, workdir)
-    teacher = "teacher/" if _by_teacher(config, tokenizer) else ""
-    prefixes = {role: (f"extra/teacher/params/{role}/", f"extra/teacher/stats/{role}/") if teacher else
-                (f"params/{role}/", f"extra/stats/{role}/") for role in roles}
+    nets = {role: _spec(net, tokenizer) for role, net in config.nets.items() if heads or role in TOWERS}
     weights, beside = {}, {}
-    for name, dtype, shape, crc in leaves:
-        tensor = Tensor(tuple(shape), np.dtype(dtype), functools.partial(_leaf, directory, name, dtype, tuple(shape), crc))
-        for role, (params, stats) in prefixes.items():
-            for prefix, ours in ((params, f"{role}/"), (stats, f"{role}/stats/")):
-                if name.startswith(prefix):
-                    weights |= _layers(ours + name.removeprefix(prefix), tensor)
-        if name.removeprefix("params/") in SCALARS:
-            weights[name.removeprefix("params/")] = tensor
-        elif heads and name.startswith("params/") and name.split("/")[1] not in config.nets:
-            beside[name.removeprefix("params/")] = tensor
-    nets = {role: _spec(config.nets[role], tokenizer) for role in roles}
-    plain = configs.plain(config)
-    meta = dict(method=config.method.name, step=step, config=plain, evals=_evals(workdir), teacher=bool(teacher))
-    text = plain["text"] if tokenizer is not None else {}
-    return Model(nets, weights, beside, {"eval": plain["augment"]["eval"]}, text, meta)
+    for path, dtype, shape, crc in leaves:
+        name = _embedding(path, teacher)
+        if name is None:
+            continue
+        role, *rest = name.split("/")
+        shape = tuple(shape)
+        tensor = Tensor(shape, np.dtype(dtype), functools.partial(_leaf, directory, path, dtype, shape, crc))
+        if role in nets:
+            weights |= _layers(name, tensor)
+        elif name in SCALARS:
+            weights[name] = tensor
+        elif heads and role not in config.nets and rest[:1] != ["stats"]:
+            beside[name] = tensor
+    meta = dict(method=config.method.name, step=step, config=plain, evals=_evals(workdir), teacher=teacher)
+    return Model(nets, weights, beside, {"eval": plain["augment"]["eval"]}, plain["text"] if tokenizer else {}, meta,
+                 tokenizer.keep if tokenizer else b"")
+
+
+def _embedding(path: str, teacher: bool) -> str | None:
+    """"ROLE/leaf" or "ROLE/stats/leaf" of a leaf of a checkpoint, or None if it is not of the nets that embed."""
+    params, stats = ("extra/teacher/params/", "extra/teacher/stats/") if teacher else ("params/", "extra/stats/")
+    if path.startswith(params):
+        return path.removeprefix(params)
+    if path.startswith(stats):
+        role, _, leaf = path.removeprefix(stats).partition("/")
+        return f"{role}/stats/{leaf}"
+    return None
 
 
 def _newest(folder):

@@ -138,6 +138,7 @@ class _Job:
             feed.close()
         metrics = jax.device_get(metrics)
         if metrics["skipped"] or not np.isfinite(metrics["loss"]):
-            raise UsageError(f"fine-tuning diverged: {int(metrics['skipped'])} of {self._plan.steps} steps were not finite "
-                             f"or a hundred times too long, at a rate of {self.peak:g}; take a lower --finetune_lr")
+            raise UsageError(f"fine-tuning diverged: {int(metrics['skipped'])} of {self._plan.steps} steps were not "
+                             f"finite or a hundred times too long, at a rate of {self.peak:g}; take a lower "
+                             "--finetune_lr")
         return state, metrics

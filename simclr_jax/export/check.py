@@ -1,6 +1,6 @@
 """Whether what was written is the net it was written from: the same pixels through both libraries."""
+import ast
 import importlib
-import re
 from typing import NamedTuple
 
 import jax
@@ -27,15 +27,19 @@ class Difference(NamedTuple):
 
 
 def library(package: Package) -> str:
-    """The libraries that a package needs and that are not here; "" if all are."""
-    wanted = {m for line in package.lines for m in re.findall(r"^(?:import|from) ([\w., ]+?)(?= import|$)", line)}
-    names = sorted({n.strip().split(".")[0] for w in wanted for n in w.split(",")} | {"torch"})
+    """The libraries that a package imports and that are not here, as pip calls them; "" if all are."""
+    wanted = {"torch"}
+    for node in ast.walk(ast.parse("\n".join(package.lines))):
+        if isinstance(node, ast.Import):
+            wanted |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            wanted.add(node.module.split(".")[0])
     missing = []
-    for name in names:
+    for name in sorted(wanted):
         try:
             importlib.import_module(name)
         except ImportError:
-            missing.append(name)
+            missing.append({"open_clip": "open_clip_torch"}.get(name, name))
     return ", ".join(missing)
 
 
@@ -71,20 +75,25 @@ def differences(package: Package, folder, model, rows: int = 2) -> list[Differen
     for role in model.nets:
         if (modality := models.MODALITIES.get(role, role)) in inputs:
             ours |= _ours(model, role, inputs[modality], [own for r, own, _ in package.layers if r == role])
-    try:
-        exec("\n".join(package.lines).format(dir=folder), scope)
-    except Exception as e:
-        reason = " ".join(str(e).split())[:300]
-        raise UsageError(f"export: the library does not open what was written: {type(e).__name__}: {reason}") from None
+    _run("does not open", "\n".join(package.lines).replace("{dir}", str(folder)), scope)
     theirs = {}
     for role, own, name in package.layers:
         def keep(module, given, out, key=(role, own)):
             theirs[key] = out[0] if isinstance(out, tuple) else out
         scope["model"].get_submodule(name).register_forward_hook(keep)
     with torch.no_grad():
-        exec("\n".join(package.call).replace("{{", "{").replace("}}", "}"), scope)
-    theirs |= {(role, "output"): scope["out"][models.MODALITIES.get(role, role)] for role, name in ours if name == "output"}
+        _run("does not run", "\n".join(package.call), scope)
+    theirs |= {(role, "output"): scope["out"][models.MODALITIES.get(role, role)] for role, _ in ours}
     return [_difference(*key, x, theirs[key].numpy()) for key, x in ours.items()]
+
+
+def _run(fails, code, scope):
+    try:
+        exec(code, scope)
+    except Exception as e:
+        reason = " ".join(str(e).split())[:300]
+        raise UsageError(f"export: the library {fails} what was written: {type(e).__name__}: {reason}; nothing was "
+                         "written") from None
 
 
 def _ours(model, role, x, names) -> dict:
@@ -113,8 +122,8 @@ def hold(found: list[Difference], tolerance: float = TOLERANCE) -> None:
     """Raises UsageError if a difference is above the tolerance or no number; the first layer is named."""
     for d in found:
         if not d.relative <= tolerance:
-            raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), more than {tolerance:.0e} "
-                             "of it; nothing was written")
+            raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), "
+                             f"more than {tolerance:.0e} of it; nothing was written")
 
 
 def ids(net, rows, random):
@@ -130,5 +139,6 @@ def _difference(role, layer, ours, theirs):
     if ours.ndim == 4 and ours.shape != theirs.shape:
         theirs = theirs.transpose(0, 2, 3, 1)
     if ours.shape != theirs.shape:
-        raise UsageError(f"export: {role}/{layer} has shape {ours.shape} here and {theirs.shape} there; nothing was written")
+        raise UsageError(f"export: {role}/{layer} has shape {ours.shape} here and {theirs.shape} there; nothing was "
+                         "written")
     return Difference(role, layer, float(np.max(np.abs(ours - theirs))), float(np.max(np.abs(ours))))

@@ -10,6 +10,7 @@
 
 `PATH:KEY` is what lies below KEY, as in weights.pth:teacher and byol.pkl:experiment_state/online_params.
 """
+import json
 import mmap
 import os
 import re
@@ -41,7 +42,7 @@ def read(path) -> dict[str, Tensor]:
       UsageError: no such file, one that cannot be read, or is not what its name says, or holds more than weights, or
         nothing below KEY. Names the file, and says what is wrong and what to do.
     """
-    path, key = _parts(os.fspath(path))
+    path, key = parts(os.fspath(path))
     with refusing(path):
         tensors = _open(path)
         for name in tensors:
@@ -80,8 +81,27 @@ def check_finite(tensors: dict[str, Tensor], where) -> dict[str, Tensor]:
     return {name: checked(name, tensor) for name, tensor in tensors.items()}
 
 
-def _parts(text):
-    """(path, key)."""
+def config(path) -> dict:
+    """What the JSON files say that weights came with: config.json, open_clip_config.json, and preprocessor_config.json
+    under "preprocessor"; {} if there are none.
+
+    Raises:
+      UsageError: a file that is no JSON, or no object.
+    """
+    path, out = parts(os.fspath(path))[0], {}
+    for name in ("config.json", "open_clip_config.json", "preprocessor_config.json"):
+        file = (path if path.is_dir() else path.parent) / name
+        if file.exists():
+            with refusing(file):
+                held = json.loads(file.read_text())
+                if not isinstance(held, dict):
+                    raise Refused("it is no JSON object")
+            out |= {"preprocessor": held} if name.startswith("preprocessor") else held
+    return out
+
+
+def parts(text):
+    """(path, key) of PATH or PATH:KEY."""
     if "\0" in text:
         raise UsageError(f"{shown(text)}: a path has no NUL in it; give the path of a file")
     if "://" in text:

@@ -1,4 +1,5 @@
 """What layouts say of files, and of what they write."""
+import math
 from typing import NamedTuple
 
 from simclr_jax.errors import UsageError
@@ -26,8 +27,8 @@ class Package(NamedTuple):
       weights: name of the file of weights.
       files: {name: text} beside it.
       lines: Python that makes `model` of it, in evaluation mode, with strict loading; {dir} stands for the directory.
-      call: Python that makes `out`, {name: tensor}, of `model` and of `pixels` f32[b,3,H,W] and `tokens` i64[b,L], as far as
-        there are such towers; names are modalities.
+      call: Python that makes `out`, {name: tensor}, of `model` and of `pixels` f32[b,3,H,W] and `tokens` i64[b,L], as
+        far as there are such towers; names are modalities.
       layers: (role, our module, their module) whose outputs are the same array but for the order of its axes.
       left: patterns of our arrays that the library has no place for, and features do not need.
     """
@@ -42,14 +43,13 @@ class Package(NamedTuple):
 
 
 def view(size: int, *, mean, std, crop: float = 1.0, method: str = "bicubic", squash: bool = False) -> dict:
-    """{"eval": ...} of a picture whose shorter side becomes size / crop, whose middle is cut out, and that is normalised.
+    """{"eval": ...} of a picture that is resized to size / crop, whose middle is cut out, and that is normalised.
 
-    squash: the whole picture becomes size x size, whatever its shape.
+    squash: both sides become size / crop, whatever the picture's shape; else the shorter one does.
     """
-    way = dict(method="bilinear") if method == "bilinear" else {}
-    to = int(size / crop)
-    cut = [] if squash else [["center_crop", dict(size=size)]]
-    return {"eval": [["resize", dict(size=size if squash else to, shorter=not squash, antialias=True, **way)], *cut,
+    way, to = dict(method="bilinear") if method == "bilinear" else {}, int(size / crop)
+    cut = [] if squash and to == size else [["center_crop", dict(size=size)]]
+    return {"eval": [["resize", dict(size=to, shorter=not squash, antialias=True, **way)], *cut,
                      ["normalize", dict(mean=tuple(mean), std=tuple(std))]]}
 
 
@@ -58,14 +58,17 @@ def side(image: dict) -> int:
     return [kwargs["size"] for _, kwargs in image["eval"] if kwargs.get("size")][-1]
 
 
+def share(size: int, of: int) -> float:
+    """size / of such that int(size / share) is `of`, which is how timm and `view` go back."""
+    exact = size / of
+    return exact if int(size / exact) == of else math.nextafter(exact, 0)
+
+
 def crop(image: dict) -> float:
-    """The share of the shorter side that is seen of a picture; 1 where pictures are squeezed."""
-    share = 1.0
-    for op, kwargs in image["eval"]:
-        if op == "center_crop":
-            share *= kwargs.get("proportion") or 1.0
-    resized = [kwargs["size"] for op, kwargs in image["eval"] if op == "resize" and kwargs.get("shorter")]
-    return share * (side(image) / resized[-1] if resized else 1.0)
+    """The share of a resized picture's side that is seen."""
+    cut = math.prod(kwargs.get("proportion") or 1.0 for op, kwargs in image["eval"] if op == "center_crop")
+    resized = [kwargs["size"] for op, kwargs in image["eval"] if op == "resize"]
+    return cut * share(side(image), resized[-1] if resized else side(image))
 
 
 def method(image: dict) -> str:
@@ -74,14 +77,30 @@ def method(image: dict) -> str:
 
 
 def squashed(image: dict) -> bool:
-    """Whether a whole picture becomes a square, whatever its shape."""
-    return all(op == "normalize" or op == "resize" and not kwargs.get("shorter") for op, kwargs in image["eval"])
+    """Whether a whole picture becomes a square first, whatever its shape."""
+    first = next(((op, kwargs) for op, kwargs in image["eval"] if op != "normalize"), None)
+    return first is None or first[0] == "resize" and not first[1].get("shorter")
 
 
 def moments(image: dict) -> dict:
     """{"mean", "std"} that a prepared picture is normalised by, of three channels in [0, 1]."""
     op, kwargs = image["eval"][-1]
-    return dict(mean=tuple(kwargs["mean"]), std=tuple(kwargs["std"])) if op == "normalize" else dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+    if op != "normalize":
+        return dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+    return dict(mean=tuple(kwargs["mean"]), std=tuple(kwargs["std"]))
+
+
+UNSAID = "layout", "eps", "position_resize"
+
+
+def unsaid(net: dict) -> dict:
+    """For a config.json of ours: what no array's name or shape, and no argument of the library's, tells of a net."""
+    return {"simclr_jax": {key: net[key] for key in UNSAID if key in net}}
+
+
+def said(net: dict, config: dict) -> dict:
+    """A net with what `unsaid` kept in a config.json, if it is of ours."""
+    return net | {k: v for k, v in config.get("simclr_jax", {}).items() if k in UNSAID and (k in net or k != "layout")}
 
 
 def only(nets: dict, target: str, *names: str) -> str:
@@ -93,15 +112,21 @@ def only(nets: dict, target: str, *names: str) -> str:
     role = "backbone" if "backbone" in nets else "image"
     if role not in nets or nets[role]["name"] not in names:
         has = ", ".join(f"{r}={n['name']}" for r, n in nets.items())
-        raise UsageError(f"--to={target} writes a net {' or '.join(names)} for images; this run has {has}; take another "
-                         "target (--to=flax and --to=stablehlo take every net)")
+        raise UsageError(f"--to={target} writes a net {' or '.join(names)} for images; this run has {has}; take "
+                         "another target (--to=flax and --to=stablehlo take every net)")
     return role
 
 
-def refuse_resize(target: str, net: dict, image: dict, how: str) -> None:
-    """Raises UsageError if pictures are of another size than learned positions, and the target interpolates otherwise."""
-    if net.get("posemb", "learned") == "learned" and side(image) != net["image"]:
-        refuse(target, net, position_resize=how)
+def refuse_resize(target: str, net: dict, image: dict, how: str = "") -> None:
+    """Raises UsageError if pictures are of another size than learned positions are for, and the target does not
+    interpolate them `how` the net does; "": it does not at all."""
+    if net.get("posemb", "learned") != "learned" or side(image) == net["image"]:
+        return
+    if not how:
+        raise UsageError(f"--to={target}: pictures are {side(image)} wide and the positions of nets/{net['name']} are "
+                         f"for {net['image']}, and {target} does not interpolate them (--to=flax and "
+                         "--to=stablehlo do)")
+    refuse(target, net, position_resize=how)
 
 
 def refuse(target: str, net: dict, **wanted) -> None:
@@ -109,5 +134,6 @@ def refuse(target: str, net: dict, **wanted) -> None:
     for key, values in wanted.items():
         values = values if isinstance(values, tuple) else (values,)
         if key in net and net[key] not in values:
-            raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net for; wanted "
-                             f"{' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take every net)")
+            raise UsageError(f"--to={target}: nets/{net['name']} has {key}={net[key]!r}, which {target} has no net "
+                             f"for; wanted {' or '.join(map(repr, values))} (--to=flax and --to=stablehlo take "
+                             "every net)")

@@ -50,8 +50,8 @@ class Layout(NamedTuple):
 
     Attributes:
       rows: all our leaves.
-      beside: patterns of those of their names that a net of ours has no place for; they are kept as they are, and written
-        again.
+      beside: patterns of those of their names that a net of ours has no place for; they are kept as they are, and
+        written again.
       filled: {name: array} that their files hold besides, written where nothing was kept.
       ignored: patterns of what is of no use outside their training, such as queues and optimisers; not kept.
       lacking: {our name: array} of those of our leaves that they do without, such as the bias of a layer that has none
@@ -104,7 +104,8 @@ def theirs(layout: Layout, ours: dict[str, Tensor], beside: dict[str, Tensor], w
     wanted = {r.ours for r in layout.rows}
     missing, extra = [n for n in wanted if n not in ours], [n for n in ours if n not in wanted]
     if missing or extra:
-        said = [f"the net has no {_some(missing)}"] * bool(missing) + [f"there is no name for {_some(extra)}"] * bool(extra)
+        found = (missing, "the net has no"), (extra, "there is no name for")
+        said = [f"{what} {_some(names)}" for names, what in found if names]
         raise UsageError(f"{where}: {' and '.join(said)}")
     pieces = {}
     for r in layout.rows:

@@ -2,6 +2,7 @@
 
     DIR/config.json         {"format", "nets", "image", "text", "meta"}
     DIR/model.safetensors   "ROLE/leaf" and "ROLE/stats/leaf", f32; "logit_scale", "logit_bias"; "beside/NAME"
+    DIR/tokenizer.json      a tokenizer that was trained on the captions of a run, if there was one
 """
 import json
 from typing import NamedTuple
@@ -31,7 +32,8 @@ class Model(NamedTuple):
       beside: their arrays that no net of ours has a place for (a classifier), by their names.
       image: {"eval": [[op, kwargs], ...]}: how a picture is prepared, as in config.augment.eval; {} without pictures.
       text: {} or the tokenizer, as in config.text.
-      meta: where it comes from and what it has been through, as JSON has it.
+      meta: where it comes from and what it has been through, as JSON has it; "licence" of the weights.
+      tokenizer: the tokenizer.json of a run, b"" where the tokenizer needs none.
     """
 
     nets: dict
@@ -40,6 +42,7 @@ class Model(NamedTuple):
     image: dict = {}
     text: dict = {}
     meta: dict = {}
+    tokenizer: bytes = b""
 
 
 def write(out, model: Model) -> None:
@@ -54,6 +57,8 @@ def write(out, model: Model) -> None:
         arrays = model.weights | {f"beside/{name}": t for name, t in model.beside.items()}
         writing.safetensors(folder / "model.safetensors", arrays, {"format": FORMAT})
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if model.tokenizer:
+            (folder / "tokenizer.json").write_bytes(model.tokenizer)
 
 
 def read(directory) -> Model:
@@ -64,18 +69,21 @@ def read(directory) -> Model:
     """
     path = epath.Path(directory).expanduser() / "config.json"
     if not path.exists():
-        raise UsageError(f"{directory}: there is no config.json; wanted a directory that `python -m simclr_jax.export` made")
+        raise UsageError(f"{directory}: there is no config.json; wanted a directory that `python -m simclr_jax.export` "
+                         "made")
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} is no JSON ({e}); export it again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UsageError(f"{path} is not of format {FORMAT!r}; wanted a directory that `python -m simclr_jax.export` made "
-                         "by --from or by --to=flax")
+        raise UsageError(f"{path} is not of format {FORMAT!r}; wanted a directory that `python -m simclr_jax.export` "
+                         "made by --from or by --to=flax")
     arrays = files.read(path.parent / "model.safetensors")
     beside = {n.removeprefix("beside/"): t for n, t in arrays.items() if n.startswith("beside/")}
     weights = {n: t for n, t in arrays.items() if not n.startswith("beside/")}
-    model = Model(config["nets"], weights, beside, config["image"], config["text"], config["meta"])
+    kept = path.parent / "tokenizer.json"
+    model = Model(config["nets"], weights, beside, config["image"], config["text"], config["meta"],
+                  kept.read_bytes() if kept.exists() else b"")
     check(model, str(directory))
     return model
 
@@ -94,7 +102,8 @@ def check(model: Model, where: str) -> None:
                 raise UsageError(f"{where}: the weights have no {name!r} of shape {leaf.shape}, which nets/"
                                  f"{model.nets[role]['name']} wants")
             if tuple(shape) != leaf.shape:
-                raise UsageError(f"{where}: {name} has shape {tuple(shape)}, and nets/{model.nets[role]['name']} wants {leaf.shape}")
+                raise UsageError(f"{where}: {name} has shape {tuple(shape)}, and nets/{model.nets[role]['name']} wants "
+                                 f"{leaf.shape}")
     if left:
         raise UsageError(f"{where}: {sorted(left)[0]!r} (and {len(left) - 1} more) is in no place of the nets "
                          f"{', '.join(sorted(model.nets))}")
@@ -106,6 +115,11 @@ def shapes(model: Model, role: str) -> dict:
     params, stats = jax.eval_shape(lambda key: net.init(key, x), jax.random.key(0))
     return {f"{role}/{n}": leaf for n, leaf in named(params).items()} | {
         f"{role}/stats/{n}": leaf for n, leaf in named(stats).items()}
+
+
+def filled(spec: dict) -> dict:
+    """A net's arguments, with the defaults of those that are not given."""
+    return {**names.defaults(names.factory("nets", spec["name"]), ("axis", "remat")), **spec}
 
 
 def build(spec: dict):
@@ -142,25 +156,19 @@ def moments(image: dict):
 
 def tree(model: Model, role: str):
     """(params, stats) of a role as nested dicts of arrays, read one by one."""
-    params, stats = {}, {}
-    for name, tensor in model.weights.items():
-        if name in SCALARS or not name.startswith(f"{role}/"):
-            continue
-        *path, last = name.removeprefix(f"{role}/").split("/")
-        node = stats if path[0] == "stats" else params
-        for p in path[path[0] == "stats":]:
-            node = node.setdefault(p, {})
-        node[last] = jnp.asarray(tensor.read())
-    return params, stats
+    return nested({n: jnp.asarray(t.read()) for n, t in model.weights.items() if n.startswith(f"{role}/")}, role)
 
 
 def embedder(model: Model):
-    """(embed, params): embed(params, image=f32[b,H,W,3] in [0,1], text=i32[b,L], audio=f32[b,frames,mels]) ->
-    {modality: f32[b,D]} for those given. Pixels are normalised inside."""
+    """(embed, params), as `simclr_jax.export.load` returns; with a tower for audio f32[b,frames,mels], too."""
+    return embedding(model), {role: tree(model, role) for role in model.nets}
+
+
+def embedding(model: Model):
+    """The `embed` of `embedder`, which holds no weights."""
     nets = {role: build(spec) for role, spec in model.nets.items()}
     roles = {MODALITIES.get(role, role): role for role in nets}
     mean, std = (np.asarray(m, np.float32) for m in moments(model.image)) if model.image else (None, None)
-    params = {role: tree(model, role) for role in nets}
 
     def embed(params, **inputs):
         if strange := set(inputs) - set(roles):
@@ -172,7 +180,21 @@ def embedder(model: Model):
             of, stats = params[roles[modality]]
             out[modality] = nets[roles[modality]].apply(of, stats, x, train=False)[0]["pooled"]
         return out
-    return jax.jit(embed), params
+    return jax.jit(embed)
+
+
+def nested(flat: dict, role: str):
+    """(params, stats) of a role as nested dicts, of {"ROLE/leaf" or "ROLE/stats/leaf": leaf}."""
+    params, stats = {}, {}
+    for name, leaf in flat.items():
+        of, *path, last = name.split("/")
+        if of != role:
+            continue
+        node, path = (stats, path[1:]) if path[:1] == ["stats"] else (params, path)
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return params, stats
 
 
 def named(nested) -> dict:

@@ -29,7 +29,8 @@ def blocks(role: str, depth: int, at: str, *, norms, qkv, out: str, mlp, scales=
     """The blocks of a transformer.
 
     Args:
-      at: their name of block {}; norms, mlp, scales: of both halves; qkv: one name, or one each, as may be either of mlp.
+      at: their name of block {}; norms, mlp, scales: of both halves; qkv: one name, or one each, as may be either of
+        mlp.
       stack: our name of what holds them.
     """
     rows = []

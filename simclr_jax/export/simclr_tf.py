@@ -33,12 +33,12 @@ def read(weights, config: dict, where: str) -> Found:
     if not old and TF2 not in weights:
         saved = any(name.startswith("trainable_variables_list/") for name in weights)
         raise UsageError(f"{where}: " + (
-            "it is a SavedModel, whose names do not say which array is which; give the checkpoint of TensorFlow 1 of the "
-            "same net (gs://simclr-checkpoints)" if saved else
+            "it is a SavedModel, whose names do not say which array is which; give the checkpoint of TensorFlow 1 of "
+            "the same net (gs://simclr-checkpoints)" if saved else
             "it has neither base_model/conv2d nor model/resnet_model; wanted a checkpoint of SimCLR"))
     if _selective(weights, old):
-        raise UsageError(f"{where}: its ResNet has selective kernels (sk_ratio above 0), which no net here has; take one "
-                         "with sk0 in its name")
+        raise UsageError(f"{where}: its ResNet has selective kernels (sk_ratio above 0), which no net here has; take "
+                         "one with sk0 in its name")
     kernel = weights[TF1 if old else TF2].shape
     depth = _depth(weights, old, where)
     small = kernel[0] == 3

@@ -69,8 +69,8 @@ def exchanged(net: dict) -> tuple[str, ...]:
         lines.append("model.maxpool = torch.nn.Sequential(torch.nn.ZeroPad2d((0, 1, 0, 1)), torch.nn.MaxPool2d(3, 2))")
     there, wide = deep or first != 64, first * (4 if deep else 1)
     if projects(net, 1) and (stem != 64 or not there):
-        lines.append(f"model.layer1[0].downsample = torch.nn.Sequential(torch.nn.Conv2d({stem}, {wide}, 1, bias=False), "
-                     f"torch.nn.BatchNorm2d({wide}))")
+        lines.append("model.layer1[0].downsample = torch.nn.Sequential("
+                     f"torch.nn.Conv2d({stem}, {wide}, 1, bias=False), torch.nn.BatchNorm2d({wide}))")
     elif there and not projects(net, 1):
         lines.append("model.layer1[0].downsample = None")
     return tuple(lines)

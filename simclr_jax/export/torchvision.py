@@ -4,6 +4,7 @@ Names and arguments as in torchvision 0.2x (github.com/pytorch/vision, BSD-3-Cla
 models/vision_transformer.py.
 """
 import json
+import math
 
 from simclr_jax.errors import UsageError
 from simclr_jax.export import found, rows, timm, torch_resnet
@@ -15,24 +16,31 @@ BLOCK = "encoder.layers.encoder_layer_{}."
 
 
 def read(weights, config: dict, where: str) -> Found:
-    """The net of a state dict."""
+    """The net of a state dict; `config` is that of a directory of ours, or {}."""
     if "conv1.weight" in weights:
         net = torch_resnet.describe(weights, where)
-        size = 224 if net["stem"] == "imagenet" else 32
-        return Found({"backbone": net}, torch_resnet.layout("backbone", net),
-                     found.view(size, **found.IMAGENET, crop=0.875, method="bilinear"))
-    if "conv_proj.weight" not in weights:
-        raise UsageError(f"{where}: neither a ResNet nor a vision transformer of torchvision: it has no conv1.weight and no "
-                         "conv_proj.weight")
+        size, table = 224 if net["stem"] == "imagenet" else 32, torch_resnet.layout("backbone", net)
+    elif "conv_proj.weight" in weights:
+        net = _vit(weights, config)
+        size, table = net["image"], layout("backbone", net)
+    else:
+        raise UsageError(f"{where}: neither a ResNet nor a vision transformer of torchvision: it has no conv1.weight "
+                         "and no conv_proj.weight")
+    # Those for larger pictures are of SWAG, which sees whole ones, bicubic (models/vision_transformer.py).
+    image = found.view(size, **found.IMAGENET) if size > 224 else found.view(
+        size, **found.IMAGENET, crop=0.875, method="bilinear")
+    if "preprocessing" in config:
+        image = {"eval": config["preprocessing"]}
+    return Found({"backbone": found.said(net, config)}, table, image)
+
+
+def _vit(weights, config):
     width, _, patch, _ = weights["conv_proj.weight"].shape
-    depth, mlp = rows.count(weights, BLOCK.format(r"(\d+)").replace(".", r"\.").replace(r"\d\+", r"\d+")), \
-        weights[BLOCK.format(0) + "mlp.0.weight"].shape[0]
-    side = round((weights["encoder.pos_embedding"].shape[1] - 1) ** 0.5)
-    known = {(w, d, m): h for w, d, h, m in timm.SIZES.values()}
-    net = dict(name="vit", width=width, depth=depth, heads=config.get("num_heads") or known.get((width, depth, mlp))
-               or max(1, width // 64), mlp=mlp, patch=patch, image=side * patch, eps=1e-6)
-    return Found({"backbone": net}, layout("backbone", net),
-                 found.view(net["image"], **found.IMAGENET, crop=0.875, method="bilinear"))
+    depth = rows.count(weights, r"encoder\.layers\.encoder_layer_(\d+)\.")
+    mlp = weights[BLOCK.format(0) + "mlp.0.weight"].shape[0]
+    side = math.isqrt(weights["encoder.pos_embedding"].shape[1] - 1)
+    return dict(name="vit", width=width, depth=depth, heads=config.get("num_heads") or timm.heads(width, depth, mlp),
+                mlp=mlp, patch=patch, image=side * patch, eps=1e-6)
 
 
 def layout(role: str, net: dict) -> Layout:
@@ -52,28 +60,45 @@ def package(model) -> Package:
       UsageError: a net that torchvision has none for.
     """
     role = found.only(model.nets, "torchvision", "resnet", "vit")
-    net = model.nets[role]
-    if net["name"] == "resnet":
-        found.refuse("torchvision", net, layout=torch_resnet.LAYOUTS, depth=(18, 34, 50, 101, 152))
-        if torch_resnet.widths(net) != (64, 64, 128, 256, 512):
-            raise UsageError(f"--to=torchvision: nets/resnet has channels {torch_resnet.widths(net)}, and torchvision's ResNets are "
-                             "64, 64, 128, 256, 512 wide; take --to=timm, which can be of any width")
-        make, table, after = f"torchvision.models.resnet{net['depth']}()", torch_resnet.layout(role, net), torch_resnet.layers(role)
-        change = ("model.fc = torch.nn.Identity()", *torch_resnet.exchanged(net))
-        model = model._replace(beside={n: t for n, t in model.beside.items() if not n.startswith("fc.")})
-        settings = dict(model=f"resnet{net['depth']}")
-    else:
-        found.refuse("torchvision", net, posemb="learned", class_token=True, registers=0, mask_token=False, pool="cls",
-                     position_on_class=True, pre_norm=False, patch_bias=True, final_norm=True, layer_scale=0.0, gelu="erf",
-                     eps=1e-6, out=0)
-        width, depth, heads, mlp = timm.sizes(net)
-        settings = dict(image_size=net["image"], patch_size=net["patch"], num_layers=depth, num_heads=heads, hidden_dim=width,
-                        mlp_dim=mlp)
-        make = f"torchvision.models.VisionTransformer({', '.join(f'{k}={v}' for k, v in settings.items())})"
-        change, table = ("model.heads = torch.nn.Identity()",), layout(role, net)
-        after = tuple((role, f"stack/block{i + 1}", f"encoder.layers.encoder_layer_{i}") for i in range(depth))
-    lines = ("import safetensors.torch, torch, torchvision", f"model = {make}", *change,
-             'model.load_state_dict(safetensors.torch.load_file("{dir}/model.safetensors"), strict=True)', "model.eval()")
-    config = {**settings, "preprocessing": model.image["eval"]}
+    net, of = model.nets[role], _resnet if model.nets[role]["name"] == "resnet" else _transformer
+    head = "fc" if of is _resnet else "heads"
+    make, settings, table, layers, change = of(net, role, model)
+    config = {**settings, "preprocessing": model.image["eval"], **found.unsaid(net)}
+    # A classifier that came with the weights goes with them, and features are what it is given.
+    classifier = next((t for n, t in model.beside.items() if n in ("fc.weight", "heads.head.weight")), None)
+    without, call = (f"model.{head} = torch.nn.Identity()",), ()
+    if classifier:
+        settings |= dict(num_classes=classifier.shape[0])
+        without, call = (), without
+        if "heads.pre_logits.weight" in model.beside:
+            settings |= dict(representation_size=model.beside["heads.pre_logits.weight"].shape[0])
+    given = ", ".join(f"{k}={v}" for k, v in settings.items() if k != "model")
+    lines = ("import safetensors.torch, torch, torchvision", f"model = torchvision.models.{make}({given})", *without,
+             *change, 'model.load_state_dict(safetensors.torch.load_file("{dir}/model.safetensors"), strict=True)',
+             "model.eval()")
     return Package(table, "model.safetensors", {"config.json": json.dumps(config, indent=2)}, lines,
-                   ('out = {{"image": model(pixels)}}',), after)
+                   (*call, 'out = {"image": model(pixels)}'), layers)
+
+
+def _resnet(net, role, model):
+    """(constructor, its arguments, rows, layers, Python that changes what arguments cannot)."""
+    found.refuse("torchvision", net, layout=torch_resnet.LAYOUTS, depth=(18, 34, 50, 101, 152))
+    if torch_resnet.widths(net) != (64, 64, 128, 256, 512):
+        raise UsageError(f"--to=torchvision: nets/resnet has channels {torch_resnet.widths(net)}, and torchvision's "
+                         "ResNets are 64, 64, 128, 256, 512 wide; take --to=timm, which can be of any width")
+    name = f"resnet{net['depth']}"
+    return (name, dict(model=name), torch_resnet.layout(role, net), torch_resnet.layers(role),
+            torch_resnet.exchanged(net))
+
+
+def _transformer(net, role, model):
+    """As `_resnet`."""
+    found.refuse("torchvision", net, posemb="learned", class_token=True, registers=0, mask_token=False, pool="cls",
+                 position_on_class=True, pre_norm=False, patch_bias=True, final_norm=True, layer_scale=0.0,
+                 mlp_kind=("", "gelu"), gelu="erf", eps=1e-6, out=0)
+    found.refuse_resize("torchvision", net, model.image)
+    width, depth, heads, mlp = timm.sizes(net)
+    settings = dict(image_size=net["image"], patch_size=net["patch"], num_layers=depth, num_heads=heads,
+                    hidden_dim=width, mlp_dim=mlp)
+    layers = tuple((role, f"stack/block{i + 1}", f"encoder.layers.encoder_layer_{i}") for i in range(depth))
+    return "VisionTransformer", settings, layout(role, net), layers, ()

@@ -3,10 +3,10 @@
 Names and arguments as in transformers 4 and 5 (github.com/huggingface/transformers, Apache-2.0).
 """
 from simclr_jax.errors import UsageError
-from simclr_jax.export import hf_clap, hf_pair, hf_vit
+from simclr_jax.export import hf_bert, hf_clap, hf_pair, hf_vit
 from simclr_jax.export.found import Found, Package
 
-KINDS = {"vit": hf_vit, "dinov2": hf_vit, "clip": hf_pair, "siglip": hf_pair, "bert": hf_clap, "roberta": hf_clap,
+KINDS = {"vit": hf_vit, "dinov2": hf_vit, "clip": hf_pair, "siglip": hf_pair, "bert": hf_bert, "roberta": hf_bert,
          "clap": hf_clap}
 
 
@@ -18,8 +18,8 @@ def read(weights, config: dict, where: str) -> Found:
     """
     kind = config.get("model_type")
     if kind not in KINDS:
-        raise UsageError(f"{where}: config.json has model_type={kind!r}, wanted one of {', '.join(KINDS)}; give the directory "
-                         "that from_pretrained opens")
+        raise UsageError(f"{where}: config.json has model_type={kind!r}, wanted one of {', '.join(KINDS)}; give the "
+                         "directory that from_pretrained opens")
     return KINDS[kind].read(weights, config, config.get("preprocessor", {}), where)
 
 
@@ -29,6 +29,8 @@ def package(model) -> Package:
     Raises:
       UsageError: nets that transformers has no class for.
     """
-    if any(net["name"] in ("bert", "htsat") for net in model.nets.values()):
+    if {"text", "audio"} == set(model.nets):
         return hf_clap.package(model)
-    return hf_pair.package(model) if "text" in model.nets else hf_vit.package(model)
+    if {"text", "image"} == set(model.nets) and model.nets["text"]["name"] != "bert":
+        return hf_pair.package(model)
+    return hf_bert.package(model) if "text" in model.nets else hf_vit.package(model)

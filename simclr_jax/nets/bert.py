@@ -106,7 +106,7 @@ class Bert(nn.Module):
             raise UsageError(f"nets/bert: mask has shape {mask.shape} and the ids {ids.shape}; wanted the same")
         if mask is None and f.pad >= 0:
             mask = ids != f.pad
-        key = drop.keys(key, s.drop_path, len(ids), train=train, where="nets/bert: drop_path")
+        key = drop.keys(key, s.drop_path, ids.shape[0], train=train, where="nets/bert: drop_path")
         x = self._embedded(ids, kinds)
         x = norm(s.eps, x, "norm_pre")(x)
         x = Stack(s, name="stack")(x, key, mask)

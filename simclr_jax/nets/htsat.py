@@ -94,12 +94,12 @@ class Htsat(nn.Module):
         if x.ndim != 3 or x.shape[2] != f.mels or not 0 < x.shape[1] <= most:
             raise UsageError(f"nets/htsat wants log-mel [rows, frames, mels={f.mels}] of 1 to {most} frames, and got "
                              f"shape {x.shape}")
-        key = drop.keys(key, first.drop_path, len(x), train=train, where="nets/htsat: drop_path")
+        key = drop.keys(key, first.drop_path, x.shape[0], train=train, where="nets/htsat: drop_path")
         x = BatchNorm(f.bn, f.axis, dtype=wide(x), name="bn")(x, train)
         x, dtype = square(x, f.side), products(first.dtype, x)
         x = Patches(first.width, f.patch, True, 1 / 3, dtype, name="patches")(x[..., None])
         x = norm(first.eps, x.astype(wide(x)), "norm_pre")(x)
-        x = x.reshape(len(x), f.side // f.patch, -1, first.width)
+        x = x.reshape(x.shape[0], f.side // f.patch, -1, first.width)
         total, done = sum(s.depth for s in self.specs), 0
         rates = jnp.asarray(np.linspace(0, first.drop_path, total), jnp.float32)
         for i, s in enumerate(self.specs):
@@ -107,7 +107,7 @@ class Htsat(nn.Module):
             x = Stage(s, f.window, i < len(self.specs) - 1, name=f"stage{i + 1}")(
                 x, jnp.arange(total, dtype=jnp.uint32)[of], rates[of], key)
             done += s.depth
-        tokens = norm(last.eps, x, "norm")(x).reshape(len(x), -1, last.width)
+        tokens = norm(last.eps, x, "norm")(x).reshape(x.shape[0], -1, last.width)
         pooled = jnp.mean(tokens, axis=1)
         if f.out:
             pooled = Mlp(f.out, "relu", last.stds, dtype, f.out, name="projection")(pooled).astype(wide(x))

@@ -98,7 +98,7 @@ class ModifiedResNet(nn.Module):
         for i, blocks in enumerate(self.layers):
             x = Stage(blocks, self.width * 2 ** i, 1 if i == 0 else 2, parts, self.remat, name=f"stage{i + 1}")(x, train)
         pooled = AttentionPool(self.heads, self.side, self.out, parts.dtype, name="pool")(x)
-        return {"pooled": pooled, "tokens": x.astype(wide(x)).reshape(len(x), -1, x.shape[-1])}
+        return {"pooled": pooled, "tokens": x.astype(wide(x)).reshape(x.shape[0], -1, x.shape[-1])}
 
 
 class Stem(nn.Module):

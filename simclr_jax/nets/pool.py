@@ -25,7 +25,7 @@ class MapHead(nn.Module):
         s, d = self.spec, x.shape[-1]
         probe = Embedding((1, d), (2 / (1 + d)) ** 0.5, name="probe")()
         q = dense(d, s.stds.out, self.dtype, "q")(probe).reshape(1, 1, s.heads, -1)
-        q = jnp.broadcast_to(q, (len(x), *q.shape[1:]))
+        q = jnp.broadcast_to(q, (x.shape[0], *q.shape[1:]))
         y = _look(self, q, x, s.heads, s.stds.out, mask)
         y = dense(d, s.stds.out, self.dtype, "out")(y)
         y = y.astype(wide(y))

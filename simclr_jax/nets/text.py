@@ -104,7 +104,7 @@ class Text(nn.Module):
                              "or make length larger")
         if mask is not None and mask.shape != ids.shape:
             raise UsageError(f"nets/text: mask has shape {mask.shape} and the ids {ids.shape}; wanted the same")
-        key = drop.keys(key, s.drop_path, len(ids), train=train, where="nets/text: drop_path")
+        key = drop.keys(key, s.drop_path, ids.shape[0], train=train, where="nets/text: drop_path")
         of_tokens, of_positions = (0.02, 0.01) if f.init == "clip" else (s.width ** -0.5,) * 2
         tokens = Embedding((f.vocab, s.width), of_tokens, name="tokens")()
         positions = Embedding((f.length, s.width), of_positions, name="positions")()

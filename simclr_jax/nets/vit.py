@@ -151,7 +151,7 @@ class ViT(nn.Module):
         if x.shape[1] % f.patch or x.shape[2] % f.patch:
             raise UsageError(f"nets/vit: images of {x.shape[1]}x{x.shape[2]} do not divide into patches of {f.patch}; "
                              "make the views a multiple of it")
-        key = drop.keys(key, s.drop_path, len(x), train=train, where="nets/vit: drop_path")
+        key = drop.keys(key, s.drop_path, x.shape[0], train=train, where="nets/vit: drop_path")
         dtype, grid = products(s.dtype, x), (x.shape[1] // f.patch, x.shape[2] // f.patch)
         x = Patches(s.width, f.patch, f.patch_bias, 1.0 if f.init == "vit" else 1 / 3, dtype, name="patches")(x)
         if f.mask_token:
@@ -188,7 +188,7 @@ class ViT(nn.Module):
             x, on_class = x + table[prefix:], table[:prefix] if prefix else 0.0
         else:
             x = x + jnp.asarray(posemb.sincos(*grid, s.width, kind=f.posemb), x.dtype)
-        rows = lambda t: jnp.broadcast_to(t.astype(x.dtype), (len(x), *t.shape))
+        rows = lambda t: jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], *t.shape))
         before = []
         if f.class_token:
             token = Embedding((1, s.width), 0.0 if f.init == "vit" else std, name="class_token")()

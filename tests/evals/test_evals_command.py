@@ -1,4 +1,4 @@
-"""The evaluation command on a real run, from training to table: SimCLR must beat chance, the untrained net and pixels."""
+"""The evaluation command on a real run, from training to table: SimCLR beats chance, the untrained net and pixels."""
 import json
 import pathlib
 
@@ -23,7 +23,8 @@ def run(tmp_path_factory):
 def test_pretraining_beats_chance_the_untrained_net_and_pixels(run, capsys):
     evaluate(["evals", f"--workdir={run}", "--labels=5,all", "--draws=4"])
     out = capsys.readouterr().out
-    records = {(r["eval"], r["features"], r["labels_per_class"]): r for r in json.loads((run / "evals.json").read_text())}
+    records = {(r["eval"], r["features"], r["labels_per_class"]): r
+               for r in json.loads((run / "evals.json").read_text())}
     assert len(records) == 2 * 3 * 2
     for name in ("knn", "linear"):
         ours, untrained, pixels = (records[name, kind, 5]["accuracy"] for kind in ("simclr", "random_init", "pixels"))
@@ -48,7 +49,8 @@ def test_evaluations_in_training_are_logged_and_the_best_is_kept(run):
 
 def test_running_it_again_changes_nothing(run):
     def records():
-        evaluate(["evals", f"--workdir={run}", "--evals=knn", "--labels=1", "--draws=2", "--baselines=", "--nopictures"])
+        evaluate(["evals", f"--workdir={run}", "--evals=knn", "--labels=1", "--draws=2", "--baselines=",
+                  "--nopictures"])
         return json.loads((run / "evals.json").read_text())
     assert records() == records()
 
@@ -72,7 +74,8 @@ def test_a_pretrained_net_tuned_on_a_hundredth_of_the_labels_beats_an_untrained_
     (["--labels=5,many"], "'many', wanted whole numbers, shares or all"),
     (["--labels=95%"], "'95%', wanted a share above 0 and up to 80%"),
     (["--evals=finetune", "--finetune_lr=-1"], "wanted numbers above 0"),
-    (["--evals=finetune", "--labels=1", "--finetune_lr=1e30", "--finetune_epochs=10"], "diverged: .* a lower --finetune_lr"),
+    (["--evals=finetune", "--labels=1", "--finetune_lr=1e30", "--finetune_epochs=10"],
+     "diverged: .* a lower --finetune_lr"),
     (["--from-dir=DIR"], "no --config given"),
     (["--protocol=lbgfs"], "lbgfs"),
     (["--baselines=pixel"], "--baselines=pixel; did you mean 'pixels'"),

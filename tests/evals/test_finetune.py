@@ -88,8 +88,8 @@ def test_all_of_the_net_learns_and_from_the_training_split_alone(small, capsys):
     [record] = tuning.run(config, {"tiny": weights}, ["all"], step=7, draws=3, seed=0, lr=0.5, epochs=10.0, batch=8)
     # The test split names each picture by the other's class: had any of it been trained on, some would be right.
     assert record["accuracy"] == 0.0 and record["chance"] == 0.5
-    assert record | dict(eval="finetune", features="tiny", labels_per_class="all", share=1.0, n_train=24, n_test=24, step=7,
-                         steps=30, batch=8, optimiser="sgd", draws=1, epochs=10.0) == record
+    assert record | dict(eval="finetune", features="tiny", labels_per_class="all", share=1.0, n_train=24, n_test=24,
+                         step=7, steps=30, batch=8, optimiser="sgd", draws=1, epochs=10.0) == record
     [(params, extra)] = states
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), (weights.params, weights.stats),
                          (params["backbone"], extra["stats"]["backbone"]))

@@ -22,7 +22,8 @@ def write(directory, nets, text={}, seed=0):
     weights = {}
     for role, spec in nets.items():
         shape, dtype = ((1, spec["length"]), np.int32) if role == "text" else ((1, 8, 8, 3), np.float32)
-        params, stats = names.make("nets", spec, axis=None).init(jax.random.key(seed), jax.ShapeDtypeStruct(shape, dtype))
+        params, stats = names.make("nets", spec, axis=None).init(jax.random.key(seed),
+                                                                 jax.ShapeDtypeStruct(shape, dtype))
         arrays = stored.named(params) | {f"stats/{n}": a for n, a in stored.named(stats).items()}
         weights |= {f"{role}/{n}": tensors.of(a) for n, a in arrays.items()}
     models.write(str(directory), models.Model(nets, weights, {}, {"eval": EVAL}, text, {"step": 12}))
@@ -67,7 +68,8 @@ def test_zero_shot_and_retrieval_of_a_published_pair(tmp_path):
 
 
 def test_refusals(tmp_path):
-    write(tmp_path / "text", {"text": {"name": "text", "vocab": 9, "length": 4, "eot": 8, "width": 4, "depth": 1, "heads": 1}})
+    write(tmp_path / "text", {"text": {"name": "text", "vocab": 9, "length": 4, "eot": 8, "width": 4, "depth": 1,
+                                       "heads": 1}})
     for flags, says in [([f"--workdir={tmp_path}"], "it has text, wanted a net for images"), ([], "no --workdir given"),
                         ([f"--workdir={tmp_path}", "--config.data.rot=x"], "the config has no field 'data.rot'"),
                         ([f"--workdir={tmp_path}", f"--from-dir={tmp_path}"], "there is no config.json")]:

@@ -62,7 +62,7 @@ def test_a_guard_says_once_that_a_run_has_collapsed():
 
 @pytest.mark.parametrize("loss, kl", [(1.0, None), (7.0, 0.2)])
 def test_a_guard_says_that_a_run_stays_where_it_began(loss, kl):
-    """chance is 1: the loss, or of prototypes the cross entropy. Not in the first tenth, nor after four lines of five."""
+    """chance is 1: the loss, or prototypes' cross entropy. Not in the first tenth, nor after four lines of five."""
     numbers = {"train/loss": loss, "train/chance": 1.0} | ({"train/kl": kl, "train/entropy": 1 - kl} if kl else {})
     guard = health.Guard(100)
     for step in range(1, 10):

@@ -93,10 +93,12 @@ def made(folder, **changes):
     """A directory of ours with a small random net, a ViT if not told otherwise."""
     vit = dict(name="vit", width=8, depth=1, heads=2, mlp=16, patch=4, image=8)
     spec = changes if "name" in changes else vit | changes
-    model = models.Model({"backbone": spec}, {}, {}, {"eval": [["resize", {"size": 8}], ["normalize", dict(mean=(0.5,) * 3, std=(0.25,) * 3)]]})
-    rng = np.random.default_rng(0)
-    weights = {n: tensors.of(np.abs(rng.standard_normal(leaf.shape)).astype(np.float32) if n.endswith("var") else
-                             rng.standard_normal(leaf.shape).astype(np.float32)) for n, leaf in models.shapes(model, "backbone").items()}
+    view = [["resize", {"size": 8}], ["normalize", dict(mean=(0.5,) * 3, std=(0.25,) * 3)]]
+    model = models.Model({"backbone": spec}, {}, {}, {"eval": view})
+    rng, weights = np.random.default_rng(0), {}
+    for name, leaf in models.shapes(model, "backbone").items():
+        x = rng.standard_normal(leaf.shape).astype(np.float32)
+        weights[name] = tensors.of(np.abs(x) if name.endswith("var") else x)
     models.write(folder, model._replace(weights=weights))
     return models.read(folder)
 
@@ -128,8 +130,8 @@ def test_damage_is_refused_and_nothing_is_left(tmp_path):
     (tmp_path / "x/config.json").write_text("{")
     with pytest.raises(UsageError, match="is no JSON"):
         export.load(tmp_path / "x")
-    nan = {n: tensors.of(np.full(t.shape, np.nan, np.float32)) if n.endswith("norm/bias") else t for n, t in model.weights.items()}
-    models.write(tmp_path / "nan", model._replace(weights={n: tensors.of(t.read()) for n, t in nan.items()}))
+    nan = {n: tensors.of(t.read() * (np.nan if n.endswith("norm/bias") else 1)) for n, t in model.weights.items()}
+    models.write(tmp_path / "nan", model._replace(weights=nan))
     with pytest.raises(UsageError, match="NaN or infinite"):
         main(["export", f"--from-dir={tmp_path / 'nan'}", "--to=timm", f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists() and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
@@ -157,7 +159,8 @@ def test_features_of_a_folder(tmp_path):
     pixels = {f"a/{i}.png": rng.integers(0, 256, (8, 8, 3), np.uint8) for i in range(3)}
     for name, array in pixels.items():
         Image.fromarray(array).save(tmp_path / "pictures" / name)
-    main(["export", "--features", f"--from-dir={tmp_path / 'x'}", f"--images={tmp_path / 'pictures'}", f"--out={tmp_path / 'f.npz'}", "--batch=2"])
+    main(["export", "--features", f"--from-dir={tmp_path / 'x'}", f"--images={tmp_path / 'pictures'}",
+          f"--out={tmp_path / 'f.npz'}", "--batch=2"])
     embed, params = export.load(tmp_path / "x")
     with np.load(tmp_path / "f.npz") as z:
         assert list(z["paths"]) == list(pixels)

@@ -1,4 +1,4 @@
-"""State dicts of timm, transformers and open_clip in and out: the same trees as the tests' own tables, the same bytes back.
+"""State dicts of libraries in and out: the same trees as the tests' own tables, and the same bytes back.
 
 That those trees give the originals' numbers is held by tests/nets, with the same weights.
 """
@@ -7,7 +7,7 @@ import pytest
 
 from nets import weights as tables
 from simclr_jax.errors import UsageError
-from simclr_jax.export import hf_clap, hf_vit, layout, open_clip, tensors, timm, torch_resnet, transformers
+from simclr_jax.export import hf_bert, hf_vit, layout, open_clip, tensors, timm, torch_resnet, transformers
 
 
 def of(arrays):
@@ -92,10 +92,13 @@ def test_a_resnet_is_known_by_its_names_and_shapes(depth, blocks, deep, channels
     assert torch_resnet.widths(net) == ((channels[0] if depth == 34 else 64), *channels)
     ours, beside = layout.ours(found.layout, of(arrays), "x")
     assert not beside and len(ours) == len(arrays)
-    np.testing.assert_array_equal(ours["backbone/stage2/block1/conv2/kernel"].read(), arrays["layer2.0.conv2.weight"].transpose(2, 3, 1, 0))
-    np.testing.assert_array_equal(ours["backbone/stats/stage4/block2/bn1/var"].read(), arrays["layer4.1.bn1.running_var"])
+    np.testing.assert_array_equal(ours["backbone/stage2/block1/conv2/kernel"].read(),
+                                  arrays["layer2.0.conv2.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(ours["backbone/stats/stage4/block2/bn1/var"].read(),
+                                  arrays["layer4.1.bn1.running_var"])
     back = layout.theirs(found.layout, ours, {}, "x")
-    assert {n for n in back if n.endswith("num_batches_tracked")} == {n.replace("running_var", "num_batches_tracked") for n in arrays
+    assert {n for n in back if n.endswith("num_batches_tracked")} == {n.replace("running_var", "num_batches_tracked")
+                                                                      for n in arrays
                                                                     if n.endswith("running_var")}
     for n, a in arrays.items():
         np.testing.assert_array_equal(back[n].read(), a)
@@ -107,7 +110,8 @@ def test_missing_and_unknown_names_are_listed_in_one_line():
     found = timm.read(of(arrays), dict(num_heads=4), "x")
     with pytest.raises(UsageError, match=r"^w: 1 of its arrays are missing \(blocks.1.norm1.bias\); it is of another"):
         layout.ours(found.layout, of(fewer), "w")
-    with pytest.raises(UsageError, match=r"missing \(blocks.1.norm1.bias; is blocks.1.norm1.bais blocks.1.norm1.bias\?\) and 1 of its"):
+    meant = r"missing \(blocks.1.norm1.bias; is blocks.1.norm1.bais blocks.1.norm1.bias\?\) and 1 of its"
+    with pytest.raises(UsageError, match=meant):
         layout.ours(found.layout, of(fewer | {"blocks.1.norm1.bais": np.zeros(32)}), "w")
     with pytest.raises(UsageError, match="has shape"):
         layout.ours(found.layout, of(arrays | {"cls_token": np.float32(0)}), "w")
@@ -115,17 +119,16 @@ def test_missing_and_unknown_names_are_listed_in_one_line():
 
 def test_both_spellings_of_transformers_vit():
     net = dict(name="vit", width=8, depth=2, heads=2, mlp=16, patch=4, image=8, gelu="erf", eps=1e-6)
-    ours = {}
-    shapes = {}
-    for r in hf_vit.layout("backbone", net, "vit").rows:
-        shapes[r.ours] = (8,) if r.ours.split("/")[-1] in ("scale", "bias") and "fc1" not in r.ours and "qkv" not in r.ours else None
-    shapes |= {n: (16,) for n in shapes if n.endswith("fc1/bias")} | {n: (24,) for n in shapes if n.endswith("qkv/bias")}
-    shapes |= {n: s for n in shapes for end, s in (("qkv/kernel", (8, 24)), ("out/kernel", (8, 8)), ("fc1/kernel", (8, 16)),
-                                                  ("fc2/kernel", (16, 8)), ("patches/kernel", (4, 4, 3, 8)), ("class_token/embedding", (1, 8)),
-                                                  ("positions/embedding", (5, 8))) if n.endswith(end)}
+    sizes = {"qkv/kernel": (8, 24), "qkv/bias": (24,), "out/kernel": (8, 8), "fc1/kernel": (8, 16), "fc1/bias": (16,),
+             "fc2/kernel": (16, 8), "patches/kernel": (4, 4, 3, 8), "class_token/embedding": (1, 8),
+             "positions/embedding": (5, 8)}
+    shapes = {r.ours: sizes.get("/".join(r.ours.split("/")[-2:]), (8,))
+              for r in hf_vit.layout("backbone", net, "vit").rows}
     ours = of(random(shapes))
-    spelt = {naming: layout.theirs(hf_vit.layout("backbone", net, "vit", naming), ours, {}, "x") for naming in ("hub", "memory")}
-    assert "encoder.layer.1.attention.attention.key.bias" in spelt["hub"] and "layers.1.attention.k_proj.bias" in spelt["memory"]
+    spelt = {naming: layout.theirs(hf_vit.layout("backbone", net, "vit", naming), ours, {}, "x")
+             for naming in ("hub", "memory")}
+    assert "encoder.layer.1.attention.attention.key.bias" in spelt["hub"]
+    assert "layers.1.attention.k_proj.bias" in spelt["memory"]
     assert len(spelt["hub"]) == len(spelt["memory"])
     for theirs in spelt.values():
         assert hf_vit.spelling(theirs) == ("hub" if theirs is spelt["hub"] else "memory")
@@ -137,7 +140,7 @@ def test_both_spellings_of_transformers_vit():
 def test_berts_rows_are_the_tables():
     for kind, at in (("bert", ""), ("roberta", "roberta.")):
         net = dict(name="bert", depth=2, width=8, pool="pooler")
-        rows = {r.ours.removeprefix("text/"): tuple(p.name for p in r.parts) for r in hf_clap._bert_rows("text", net, at)}
+        rows = {r.ours.removeprefix("text/"): tuple(p.name for p in r.parts) for r in hf_bert.table("text", net, at)}
         assert rows == {ours: tuple(theirs) for ours, (_, *theirs) in tables.hf_bert(2, at).items()}
 
 

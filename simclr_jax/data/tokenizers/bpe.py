@@ -33,7 +33,7 @@ def make(*, size: int = 4096, length: int = 32, captions=None, file: str = "") -
       file: path of the tokenizer.json, from the caller: read if it exists. If not, `keep` of the result is what to write.
 
     Returns:
-      A tokenizer with pad 0, start 1 and end 2. A text never gets those by spelling them out.
+      A tokenizer with pad 0, end 1 and start 2. A text never gets those by spelling them out.
 
     Raises:
       UsageError: size < 259, length < 3; no captions; a file that is damaged, or of another size; tokenizers or ftfy is
