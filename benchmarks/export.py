@@ -4,9 +4,10 @@
 
 Both directions use the libraries' own classes with random weights. In: the library's net is saved by its own means and
 read by `--from`. Out: what was read, or a net of ours, is written by `--to` and opened strictly. The figure is the
-largest absolute difference of the features of two random images or texts, in f32 on a CPU. Needs torch, torchvision,
-timm, transformers and open_clip_torch.
+largest absolute difference of the features of two random images or texts, in f32 on a CPU; beside it how far the
+library is from itself in f64, and the largest feature. Needs torch, torchvision, timm, transformers and open_clip_torch.
 """
+import copy
 import json
 import pathlib
 import sys
@@ -22,18 +23,18 @@ from simclr_jax.export import __main__ as command, check, model as models, tenso
 
 def main(argv):
     flags = configs.options(argv, only="")
-    print("| family | library | in | out |\n|---|---|---|---|")
+    print("| family | library | in | out | the library from its f64 | values up to |\n|---|---|---|---|---|---|")
     for name, (library, make, net) in FAMILIES.items():
         if flags["only"] in name:
             with tempfile.TemporaryDirectory() as folder:
                 folder = pathlib.Path(folder)
-                came = _in(folder, library, make) if make else None
-                went = _out(folder, library, net or json.loads((folder / "in/config.json").read_text()))
-                print(f"| {name} | {library} | {'' if came is None else f'{came:.1e}'} | {went:.1e} |", flush=True)
+                came = _in(folder, library, make) if make else ("", "")
+                went, scale = _out(folder, library, net or json.loads((folder / "in/config.json").read_text()))
+                print(f"| {name} | {library} | {came[0]} | {went} | {came[1]} | {scale} |", flush=True)
 
 
 def _in(folder, library, make):
-    """The largest difference of a net of the library's, saved by itself and read by us."""
+    """Largest differences of a net of the library's, saved by itself and read by us: from ours, from itself in f64."""
     torch.manual_seed(0)
     theirs, save, call = make()
     theirs.eval()
@@ -48,15 +49,18 @@ def _in(folder, library, make):
     save(folder / "theirs")
     _quiet(command.main, ["export", f"--from={library}", f"--weights={folder / 'theirs'}", f"--out={folder / 'in'}"])
     model = models.read(folder / "in")
-    return _difference(model, lambda **x: call(theirs, **x))
+    exact = copy.deepcopy(theirs).double()
+    return _differences(model, lambda **x: call(theirs, **x), lambda **x: call(exact, **x))
 
 
 def _out(folder, library, config):
-    """The largest difference of a net of ours, or of what was read, written for the library and opened there."""
+    """The largest difference of a net of ours, or of what was read, written for the library and opened there; its scale."""
     if not (folder / "in").exists():
         models.write(folder / "in", _fresh(models.Model(config["nets"], {}, {}, config["image"])))
     said = _quiet(command.main, ["export", f"--from-dir={folder / 'in'}", f"--to={library}", f"--out={folder / 'out'}"])
-    return max(float(line.split("difference ")[1].split(",")[0]) for line in said if "/output:" in line)
+    lines = [line.split("difference ")[1].split(", values up to ") for line in said if "/output:" in line]
+    worst = max(lines, key=lambda line: float(line[0]))
+    return worst[0], f"{float(worst[1]):.2g}"
 
 
 def _fresh(model):
@@ -76,8 +80,8 @@ def _fresh(model):
     return model._replace(weights=weights)
 
 
-def _difference(model, call):
-    random, worst = np.random.default_rng(0), 0.0
+def _differences(model, call, exact):
+    random, worst, own = np.random.default_rng(0), 0.0, 0.0
     mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image)) if model.image else (0, 1)
     for role, spec in model.nets.items():
         if role == "audio":
@@ -93,8 +97,10 @@ def _difference(model, call):
         ours = jax.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])(params, stats, x)
         with torch.no_grad():
             theirs = call(**given).numpy()
+            wide = exact(**{k: v.double() if v.is_floating_point() else v for k, v in given.items()}).numpy()
         worst = max(worst, float(np.max(np.abs(np.asarray(ours) - theirs))))
-    return worst
+        own = max(own, float(np.max(np.abs(wide - theirs))))
+    return f"{worst:.1e}", f"{own:.1e}"
 
 
 def _torch(x):

@@ -22,7 +22,8 @@ from simclr_jax.config import variant
 def get_config(arg=""):
     v = variant(arg, size="L", patch=16, registers=0, steps=125_000, batch=2048, dtype="bfloat16")
     epoch = 1250 * v.batch / 1_281_167  # of the original, in epochs
-    config = imagenet(v.batch, 100.0, recipes.dinov2(small=98 if v.patch == 14 else 96), recipes.torch_eval(method="bicubic"))
+    views = recipes.dinov2(small=98 if v.patch == 14 else 96)
+    config = imagenet(v.batch, 100.0, views, recipes.torch_eval(method="bicubic"))
     config.steps, config.remat = v.steps, True
     head = dict(name="mlp", layers=3, hidden=2048, out=256, hidden_bn=False, last_bn=False, activation="gelu", std=0.02,
                 dtype=v.dtype)

@@ -34,7 +34,7 @@ def outputs(model, role, x):
     with jax.enable_x64(True):
         net = models.build(model.nets[role])
         params, stats = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), models.tree(model, role))
-        run = tables.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])
+        run = jax.jit(lambda p, s, x: net.apply(p, s, x, train=False)[0]["pooled"])
         return np.asarray(run(params, stats, jnp.asarray(x, jnp.float64)))
 
 
