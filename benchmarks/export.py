@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from simclr_jax import config as configs
-from simclr_jax.export import __main__ as command, check, model as models, tensors
+from simclr_jax.export import __main__ as command, check, found, model as models, tensors
 
 
 def main(argv):
@@ -82,7 +82,7 @@ def _fresh(model):
 
 def _differences(model, call, exact):
     random, worst, own = np.random.default_rng(0), 0.0, 0.0
-    mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image)) if model.image else (0, 1)
+    mean, std = (np.asarray(m, np.float32) for m in found.moments(model.image).values()) if model.image else (0, 1)
     for role, spec in model.nets.items():
         if role == "audio":
             continue
@@ -90,7 +90,7 @@ def _differences(model, call, exact):
             x = check.ids(spec, 2, random)
             given = dict(tokens=torch.from_numpy(x.astype(np.int64)))
         else:
-            side = models.size(model.image)
+            side = found.side(model.image)
             x = (check.pictures(2, side, random) - mean) / std
             given = dict(pixels=_torch(x))
         net, (params, stats) = models.build(spec), models.tree(model, role)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from simclr_jax.errors import UsageError
-from simclr_jax.export import layout, model as models
-from simclr_jax.export.found import Package, side
+from simclr_jax.export import found, layout, model as models
+from simclr_jax.export.found import Package
 
 TOLERANCE = 1e-4  # of the largest absolute value of an output, or of 1
 
@@ -65,8 +65,8 @@ def differences(package: Package, folder, model, rows: int = 2) -> list[Differen
     random, inputs = np.random.default_rng(0), {}
     scope = {"pixels": None, "tokens": None}
     if model.image:
-        mean, std = (np.asarray(m, np.float32) for m in models.moments(model.image))
-        inputs["image"] = (pictures(rows, side(model.image), random) - mean) / std
+        mean, std = (np.asarray(m, np.float32) for m in found.moments(model.image).values())
+        inputs["image"] = (pictures(rows, found.side(model.image), random) - mean) / std
         scope["pixels"] = torch.from_numpy(np.ascontiguousarray(inputs["image"].transpose(0, 3, 1, 2)))
     if "text" in model.nets:
         inputs["text"] = ids(model.nets["text"], rows, random)
@@ -118,9 +118,9 @@ def pictures(rows: int, size: int, random) -> np.ndarray:
     return 0.8 * cells[:, at][:, :, at] + 0.2 * random.random((rows, size, size, 3), np.float32)
 
 
-def hold(found: list[Difference], tolerance: float = TOLERANCE) -> None:
+def hold(measured: list[Difference], tolerance: float = TOLERANCE) -> None:
     """Raises UsageError if a difference is above the tolerance or no number; the first layer is named."""
-    for d in found:
+    for d in measured:
         if not d.relative <= tolerance:
             raise UsageError(f"export: {d.role}/{d.layer} differs by {d.largest:.1e} (values up to {d.scale:.1e}), "
                              f"more than {tolerance:.0e} of it; nothing was written")

@@ -14,7 +14,7 @@ from etils import epath
 
 from simclr_jax import names
 from simclr_jax.errors import UsageError
-from simclr_jax.export import files, write as writing
+from simclr_jax.export import files, found, write as writing
 from simclr_jax.export.tensors import Tensor
 
 FORMAT = "simclr_jax nets, 1"
@@ -139,19 +139,8 @@ def example(model: Model, role: str):
         if first not in model.weights:
             raise UsageError(f"the weights have no {first!r}, which nets/mlp wants")
         return jax.ShapeDtypeStruct((1, model.weights[first].shape[0]), jnp.float32)
-    side = size(model.image)
+    side = found.side(model.image)
     return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-
-
-def size(image: dict) -> int:
-    """The side of a prepared picture, in pixels."""
-    return [kwargs["size"] for _, kwargs in image["eval"] if kwargs.get("size")][-1]
-
-
-def moments(image: dict):
-    """(mean, deviation) that a prepared picture is normalised by, of three channels in [0, 1]."""
-    last, kwargs = image["eval"][-1] if image else ("", {})
-    return (tuple(kwargs["mean"]), tuple(kwargs["std"])) if last == "normalize" else ((0.0,) * 3, (1.0,) * 3)
 
 
 def tree(model: Model, role: str):
@@ -168,7 +157,7 @@ def embedding(model: Model):
     """The `embed` of `embedder`, which holds no weights."""
     nets = {role: build(spec) for role, spec in model.nets.items()}
     roles = {MODALITIES.get(role, role): role for role in nets}
-    mean, std = (np.asarray(m, np.float32) for m in moments(model.image)) if model.image else (None, None)
+    mean, std = (np.asarray(m, np.float32) for m in found.moments(model.image).values()) if model.image else (None, None)
 
     def embed(params, **inputs):
         if strange := set(inputs) - set(roles):
