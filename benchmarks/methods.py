@@ -1,13 +1,18 @@
-"""Every method on the embedded digits by its own recipe, beside the same nets untrained and the pixels: one Markdown table.
+"""Methods on one task, each by its own recipe, beside the same nets untrained and the pixels: one Markdown table.
 
-    python benchmarks/methods.py --keep=DIR [--methods=byol,dino] [--seeds=0,1,2] [--steps=N]
+    python benchmarks/methods.py --keep=DIR                                    # every recipe for the embedded digits
+    python benchmarks/methods.py --keep=DIR --recipes="byol_digits dino_digits:net=vit" [--seeds=0,1,2] [--labels=1,5]
+    python benchmarks/methods.py --keep=DIR --recipes="folder:method=byol" --config.steps=800 --config.data.root=PICTURES
 
-Each recipe configs/METHOD_digits.py runs once a seed of pretraining, for its own steps or --steps, and is scored by
-`python -m simclr_jax.evals`: kNN and linear probe at 1 and 5 labels a class on the 500 test images, means over its ten
-draws of labels, which are the same for all. A cell is the mean over seeds and two standard errors of it (deviation over
-seeds / sqrt(seeds)). Untrained nets are scored once for each kind of net and seed, the pixels once.
+Each recipe, configs/RECIPE.py[:VARIANT], runs once a seed of pretraining and is scored by `python -m simclr_jax.evals`: kNN
+and linear probe on the test images at so many labels a class, means over its ten draws of labels, which are the same for
+all. A cell is the mean over seeds and two standard errors of it (deviation over seeds / sqrt(seeds)). Untrained nets are
+scored once for each kind of net and seed, the pixels once. --config.FIELD=VALUE holds for every recipe.
 
-DIR keeps a workdir a run, METHOD_SEED: the same command goes on where it was stopped, and what is scored is not run again.
+--choose pretrains and scores on the two parts of the digits' training split instead, 1,037 and 260 images: settings are
+chosen there, without a look at the test images.
+
+DIR keeps a workdir a run, RECIPE_SEED: the same command goes on where it was stopped, and what is scored is not run again.
 """
 import contextlib
 import json
@@ -24,56 +29,62 @@ from simclr_jax.life import command
 from simclr_jax.train.__main__ import main as train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-KNOWN = sorted(f.stem.removesuffix("_digits") for f in CONFIGS.glob("*_digits.py") if f.stem != "clip_digits")
-COLUMNS = [(name, labels) for name in ("knn", "linear") for labels in (1, 5)]
+DIGITS = sorted(f.stem for f in CONFIGS.glob("*_digits.py") if f.stem != "clip_digits")
 LEAST = 3.0  # points above the untrained net that a method is to have, and two standard errors
 
 
 def main(argv):
-    flags = configs.options(argv, keep="", methods=",".join(KNOWN), seeds="0,1,2", steps=0)
-    methods = list(dict.fromkeys(filter(None, flags["methods"].split(","))))
-    for name in methods:
-        if name not in KNOWN:
-            raise UsageError(f"--methods: there is no configs/{name}_digits.py{names.near(name, KNOWN)}")
-    seeds = [s for s in flags["seeds"].split(",") if s]
-    if not flags["keep"] or not methods or not seeds or not all(s.isdecimal() for s in seeds) or flags["steps"] < 0:
-        raise UsageError(f"--keep={flags['keep']} --methods={flags['methods']} --seeds={flags['seeds']} "
-                         f"--steps={flags['steps']}: wanted a directory, methods, whole numbers such as 0,1,2, and 0 or more")
-    more = [f"--config.steps={flags['steps']}"] * bool(flags["steps"])
-    recipes = {name: configs.parse([*_recipe(name), *more])[0] for name in methods}
-    first_of = {}  # net -> the method whose runs also score it untrained
-    for name, config in recipes.items():
-        first_of.setdefault(_net(config), name)
+    more = [a for a in argv if a.startswith("--config.")]
+    flags = configs.options([a for a in argv if a not in more], keep="", recipes=" ".join(DIGITS), seeds="0,1,2",
+                            labels="1,5", choose=False)
+    specs, known = list(dict.fromkeys(flags["recipes"].split())), [f.stem for f in CONFIGS.glob("*.py")]
+    for name in (spec.partition(":")[0] for spec in specs):
+        if name not in known:
+            raise UsageError(f"--recipes: there is no configs/{name}.py{names.near(name, known)}")
+    seeds, labels = ([int(n) for n in flags[k].split(",") if n.isdecimal()] for k in ("seeds", "labels"))
+    if not flags["keep"] or not specs or not seeds or not labels:
+        raise UsageError(f"--keep={flags['keep']} --recipes={flags['recipes']} --seeds={flags['seeds']} "
+                         f"--labels={flags['labels']}: wanted a directory, recipes, and whole numbers such as 0,1,2")
+    columns = [(name, n) for name in ("knn", "linear") for n in labels]
+    more += ["--config.data.split=fit", "--config.evals.train=fit", "--config.evals.test=val"] * flags["choose"]
+    recipes = {spec: configs.parse([*_command(spec), *more])[0] for spec in specs}
+    if by_epochs := [spec for spec, config in recipes.items() if not config.steps]:
+        raise UsageError(f"{', '.join(by_epochs)}: the recipe counts epochs; wanted --config.steps=N, a budget for all")
+    first_of = {}  # net -> the recipe whose runs also score it untrained
+    for spec, config in recipes.items():
+        first_of.setdefault(_net(config), spec)
     scores = {}  # row -> column -> a score a seed, in percent
     for seed in seeds:
-        for name, config in recipes.items():
+        for spec, config in recipes.items():
             net = _net(config)
-            baselines = ["random_init"] * (first_of[net] == name) + ["pixels"] * ((name, seed) == (methods[0], seeds[0]))
-            records = _run(pathlib.Path(flags["keep"]), name, config, seed, more, baselines)
-            rows = {name: name, "random_init": f"untrained {net}", "pixels": "raw pixels"}
-            for kind in (name, *baselines):
-                for column in COLUMNS:
+            baselines = ["random_init"] * (first_of[net] == spec) + ["pixels"] * ((spec, seed) == (specs[0], seeds[0]))
+            records = _run(pathlib.Path(flags["keep"]), spec, config, seed, more, baselines, columns)
+            rows = {config.method.name: spec, "random_init": f"untrained {net}", "pixels": "raw pixels"}
+            for kind in (config.method.name, *baselines):
+                for column in columns:
                     of = scores.setdefault(rows[kind], {}).setdefault(column, [])
                     of.append(100 * records[kind, *column])
-            print(f"{name}, seed {seed}: " + ", ".join(f"{e} at {n} {100 * records[name, e, n]:.1f}" for e, n in COLUMNS),
+            print(f"{spec}, seed {seed}: " + ", ".join(f"{e} at {n} {scores[spec][e, n][-1]:.1f}" for e, n in columns),
                   flush=True)
-    print("\n" + _table(recipes, scores))
+    print("\n" + _table(recipes, scores, columns))
 
 
-def _recipe(name):
-    return ["methods", f"--config={CONFIGS / name}_digits.py"]
+def _command(spec):
+    name, colon, variant = spec.partition(":")
+    return ["methods", f"--config={CONFIGS / name}.py{colon}{variant}"]
 
 
-def _run(keep, name, config, seed, more, baselines):
+def _run(keep, spec, config, seed, more, baselines, columns):
     """Trains and scores what is not there yet: {(kind, eval, labels): accuracy}."""
-    workdir = keep / f"{name}_{seed}"
-    wanted = {(kind, *column) for kind in (name, *baselines) for column in COLUMNS}
+    workdir = keep / f"{spec.replace(':', '_')}_{seed}"
+    wanted = {(kind, *column) for kind in (config.method.name, *baselines) for column in columns}
     if not wanted <= set(_records(workdir, config.steps)):
         workdir.mkdir(parents=True, exist_ok=True)
         with open(workdir / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-            train([*_recipe(name), *more, f"--workdir={workdir}", f"--config.seed={seed}", "--config.evals.every=0",
+            train([*_command(spec), *more, f"--workdir={workdir}", f"--config.seed={seed}", "--config.evals.every=0",
                    "--config.evals.best=", "--config.pictures=false", "--config.compile_cache=false"])
-            evaluate(["evals", f"--workdir={workdir}", "--evals=knn,linear", "--labels=1,5", "--nopictures",
+            evaluate(["evals", f"--workdir={workdir}", "--evals=knn,linear", "--nopictures",
+                      f"--labels={','.join(str(n) for n in dict.fromkeys(n for _, n in columns))}",
                       f"--baselines={','.join(baselines)}"])
         jax.clear_caches()
     return _records(workdir, config.steps)
@@ -85,27 +96,32 @@ def _records(workdir, step):
     return {(r["features"], r["eval"], r["labels_per_class"]): r["accuracy"] for r in records if r["step"] == step}
 
 
-def _table(recipes, scores):
-    lines = ["| | net | steps x batch | " + " | ".join(f"{'kNN' if e == 'knn' else e}, {n}" for e, n in COLUMNS) +
-             " | least above untrained |", "|" + "---|" * (4 + len(COLUMNS))]
+def _table(recipes, scores, columns):
+    lines = ["| | net | steps x batch | " + " | ".join(f"{'kNN' if e == 'knn' else e}, {n}" for e, n in columns) +
+             " | least above untrained |", "|" + "---|" * (4 + len(columns))]
     below = []
-    for name, config in recipes.items():
+    for spec, config in recipes.items():
         untrained = scores[f"untrained {_net(config)}"]
-        margins = {c: _above(scores[name][c], untrained[c]) for c in COLUMNS}
+        margins = {c: _above(scores[spec][c], untrained[c]) for c in columns}
         least = min(margins, key=lambda c: margins[c][0])
-        below += [f"{name}, {e} at {n}: {_said(*margins[e, n], '+')}" for e, n in COLUMNS
+        below += [f"{spec}, {e} at {n}: {_said(*margins[e, n], '+')}" for e, n in columns
                   if margins[e, n][0] <= max(LEAST, margins[e, n][1])]
-        lines.append(_row(name, _net(config), f"{config.steps} x {config.batch}", scores[name],
-                          _said(*margins[least], "+")))
-    lines += [_row(row, "", "", found, "") for row, found in scores.items() if row not in recipes]
+        lines.append(_row(_title(spec), _net(config), f"{config.steps} x {config.batch}",
+                          [scores[spec][c] for c in columns], _said(*margins[least], "+")))
+    lines += [_row(row, "", "", [found[c] for c in columns], "") for row, found in scores.items() if row not in recipes]
     verdict = (f"Not {LEAST:g} points and two standard errors above the untrained net: {'; '.join(below)}." if below else
                f"All are {LEAST:g} points and two standard errors above their untrained net.")
     return "\n".join([*lines, "", verdict])
 
 
 def _row(name, net, budget, found, margin):
-    cells = [_said(statistics.fmean(found[c]), 2 * _error(found[c])) for c in COLUMNS]
+    cells = [_said(statistics.fmean(of), 2 * _error(of)) for of in found]
     return "| " + " | ".join([name, net, budget, *cells, margin]) + " |"
+
+
+def _title(spec):
+    """What a row is called: the method and the variant that is asked for."""
+    return spec.replace("_digits", "").replace("folder:method=", "")
 
 
 def _said(mean, twice, sign=""):

@@ -5,10 +5,12 @@
 
 Variants, after a colon: steps=2000, crops=4, net=convnet (vit).
 
-Data, net and views are those of simclr_digits.py. Four small crops beside them. Ours, not published.
+Data, net and views are those of simclr_digits.py. Four small crops beside them. The head normalises its hidden layers
+(main_dino.py's use_bn_in_head): without, the small ViT's outputs are too alike to begin with and stay at their plateau.
+Ours, not published.
 
 Hardware  2 CPU cores, some minutes.
-Expected  ours: not yet run at full length.
+Expected  see docs/results.md, every method (ours).
 """
 from configs.common import recipes
 from configs.common.digits import digits
@@ -21,11 +23,10 @@ def get_config(arg=""):
     if v.net not in ("convnet", "vit"):
         raise UsageError(f"net={v.net!r}, wanted convnet or vit")
     config = digits(v.steps)
-    config.method = dict(name="dino", prototypes=1024, momentum=0.99)
+    config.method = dict(name="dino", prototypes=256, momentum=0.99)
     if v.net == "vit":
-        config.nets.backbone = dict(name="vit", patch=2, image=8, width=64, depth=4, heads=4)
-    config.nets.projector = dict(name="mlp", layers=3, hidden=256, out=64, hidden_bn=False, last_bn=False,
-                                 activation="gelu", std=0.02)
+        config.nets.backbone = dict(name="vit", patch=2, image=8, width=64, depth=2, heads=4)
+    config.nets.projector = dict(name="mlp", layers=3, hidden=256, out=64, last_bn=False, activation="gelu", std=0.0)
     config.augment.views = recipes.digits_crops(crops=v.crops)
     config.optim.lr, config.optim.clip_each, config.optim.hold = 0.002, 3.0, (("^last/", 1.0),)
     config.optim.weight_decay, config.optim.weight_decay_final = 0.04, 0.4

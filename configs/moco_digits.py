@@ -3,19 +3,20 @@
     python -m simclr_jax.train --config=configs/moco_digits.py --workdir=runs/moco_digits
     python -m simclr_jax.evals --workdir=runs/moco_digits
 
-Variants, after a colon: steps=2000, batch=64, queue=4096.
+Variants, after a colon: steps=2000, batch=256, queue=4096.
 
-Data, net and views are those of simclr_digits.py. A batch of 64 sees 4096 negatives by its queue. Ours, not published.
+Data, net and views are those of simclr_digits.py. By its queue a batch of 64 sees 4,096 negatives as well. Ours, not
+published.
 
 Hardware  2 CPU cores, some minutes.
-Expected  ours: not yet run at full length.
+Expected  see docs/results.md, every method (ours).
 """
 from configs.common.digits import digits
 from simclr_jax.config import variant
 
 
 def get_config(arg=""):
-    v = variant(arg, steps=2000, batch=64, queue=4096)
+    v = variant(arg, steps=2000, batch=256, queue=4096)
     config = digits(v.steps)
     config.batch = v.batch
     config.method = dict(name="moco", queue=v.queue, momentum=0.99, temperature=0.2)

@@ -8,7 +8,7 @@ Variants, after a colon: steps=2000, crops=4.
 Data, net and views are those of simclr_digits.py. Four small crops beside them. Ours, not published.
 
 Hardware  2 CPU cores, some minutes.
-Expected  ours: not yet run at full length.
+Expected  see docs/results.md, every method (ours).
 """
 from configs.common import recipes
 from configs.common.digits import digits

@@ -8,7 +8,7 @@ Variants, after a colon: steps=2000.
 Data, net and views are those of simclr_digits.py. Ours, not published.
 
 Hardware  2 CPU cores, some minutes.
-Expected  ours: not yet run at full length.
+Expected  see docs/results.md, every method (ours).
 """
 from configs.common.digits import digits
 from simclr_jax.config import variant

@@ -6,26 +6,20 @@ any number of processes, by starting there.
 Images of one size are gathered from memory or a memory map and left to the recipe's one program. Images of any size are
 read, decoded, cropped and resized by tf.data.
 """
-import atexit
 import collections
-import contextlib
 import functools
 import itertools
-import weakref
 from typing import Iterator
 
 import numpy as np
 
 from simclr_jax import keys
-from simclr_jax.data import captions, order
+from simclr_jax.data import captions, flow, order
 from simclr_jax.data.decode import part, plain_jpeg
 from simclr_jax.data.host_tf import tensorflow
-from simclr_jax.data.memory import cores, in_memory
+from simclr_jax.data.memory import in_memory
 from simclr_jax.data.source import Example, Source, failed
 from simclr_jax.errors import UsageError
-
-_AHEAD = 2  # batches made before they are asked for
-_live = weakref.WeakSet()  # the iterators handed out
 
 
 def batches(source: Source, recipe, *, batch: int, seed: int, start_step: int = 0, process: tuple[int, int] = (0, 1),
@@ -79,13 +73,13 @@ def batches(source: Source, recipe, *, batch: int, seed: int, start_step: int = 
     made = _gathered(source, ids()) if source.shape else _cropped(source, recipe, ids(), seed, workers, bits, piece)
 
     def finished():
-        with _closing(made):
+        with flow.closing(made):
             for row in made:
                 found = row.pop("found")
                 if tokenizer is not None:
                     row["text"] = captions.drawn(source, tokenizer, seed, row["id"], found)
                 yield row
-    return _kept(finished())
+    return flow.kept(finished())
 
 
 def _gathered(source, ids):
@@ -113,12 +107,12 @@ def _cropped(source, recipe, ids, seed, workers, bits, piece):
             yield rows
 
     def made(pieces, fetch):
-        return _iterate(_crops(recipe, pieces, seed, workers, bits, piece, fetch), source, workers)
+        return flow.iterate(_crops(recipe, pieces, seed, workers, bits, piece, fetch), source, workers)
 
     while True:
         stream = made(pieces, functools.partial(_fetch, source) if source.load else functools.partial(_read, source))
         try:
-            with _closing(stream):
+            with flow.closing(stream):
                 for row in stream:
                     making.popleft()
                     yield row
@@ -126,7 +120,7 @@ def _cropped(source, recipe, ids, seed, workers, bits, piece):
             if source.load is None:
                 raise
         again = making.popleft()
-        with _closing(made(lambda: iter([again]), functools.partial(_read, source))) as one:
+        with flow.closing(made(lambda: iter([again]), functools.partial(_read, source))) as one:
             yield next(one)
 
 
@@ -173,7 +167,7 @@ def _crops(recipe, pieces, seed, workers, bits, piece, fetch):
     shape = recipe.numbers(0, np.zeros([1, 2], np.int64)).shape[1:]
     signature = tf.TensorSpec([piece, 2], tf.int64), tf.TensorSpec([piece, *shape], tf.float32)
     data = tf.data.Dataset.from_generator(drawn, output_signature=signature).unbatch()
-    return data.map(plain(crop), _calls(workers)).batch(piece)
+    return data.map(plain(crop), flow.calls(workers)).batch(piece)
 
 
 _NO_IMAGE, _NO_BOX = np.zeros([0, 0, 3], np.uint8), np.zeros(4, np.int32)
@@ -209,78 +203,6 @@ def _stored(image, bits):
     return tf.bitcast(stored, tf.uint8 if bits == 8 else tf.uint16)
 
 
-def examples(source: Source, view, finish, *, batch: int, process: tuple[int, int] = (0, 1),
-             workers: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """Every example of a source once, in order, for evaluation.
-
-    Args:
-      view: `simclr_jax.augment.build_eval(ops)`.
-      finish: `simclr_jax.augment.evaluate(view)`, which does what is not cropping here.
-      batch: rows a batch of this process; the last one has what is left.
-      process: (index, count); each process has a run of neighbouring examples, shares differing by at most one.
-
-    Returns:
-      An iterator of {"image": f32[n,S,S,3], "label": i32[n], "id": u32[n,2]}, n <= batch, of epoch 0. Unreadable
-      examples are left out here, since a stand-in would count twice.
-
-    Raises:
-      UsageError: as `batches`, but that the source may be smaller than the batch.
-    """
-    number, count = process
-    if batch < 1 or not 0 <= number < count:
-        raise UsageError(f"batch={batch}, process={process}: wanted batch >= 1 and (index, count), 0 <= index < count")
-    source = in_memory(source)
-    own = range(source.size * number // count, source.size * (number + 1) // count)
-    if source.shape is not None and source.sizes is None:
-        return _kept(_gathered_examples(source, finish, own, batch))
-    return _kept(_read_examples(source, view, finish, own, batch, workers))
-
-
-def _gathered_examples(source, finish, own, batch):
-    for start in range(own.start, own.stop, batch):
-        index = np.arange(start, min(start + batch, own.stop))
-        index = index[[source.read(int(i)).index == i for i in index]] if source.problems() else index
-        if len(index):
-            images, labels = source.rows(index)
-            yield {"image": finish(images), "label": labels.astype(np.int32),
-                   "id": np.stack([index, np.zeros_like(index)], axis=1).astype(np.uint32)}
-
-
-def _read_examples(source, view, finish, own, batch, workers):
-    tf = tensorflow()
-    from simclr_jax.data import resize
-    plain = tf.autograph.experimental.do_not_convert
-    none = np.zeros([max(1, len(view.chain)), 1], np.float32)
-
-    def read(index):
-        example = source.read(int(index))
-        image = example.image if source.sizes is None else _unsqueezed(example.image, source.sizes[index])
-        return image, np.int64(example.label), example.index == index, resize.places(view.chain[0], none[0], *image.shape[:2])
-
-    def one(index):
-        image, label, there, place = tf.numpy_function(read, [index], [tf.uint8, tf.int64, tf.bool, tf.int32])
-        image = resize.chain(view.chain, tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(place, [8]), none)
-        return {"image": tf.ensure_shape(image * (1 / 255), [view.size, view.size, 3]),
-                "label": tf.cast(tf.ensure_shape(label, []), tf.int32),
-                "id": tf.cast(tf.stack([index, tf.zeros_like(index)]), tf.uint32)}, tf.ensure_shape(there, [])
-
-    data = tf.data.Dataset.range(own.start, own.stop)
-    data = data.map(plain(one), _calls(workers)).filter(plain(lambda _, there: there)).map(plain(lambda row, _: row))
-    made = _iterate(data.batch(batch), source, workers)
-    with _closing(made):
-        for row in made:
-            yield {**row, "image": finish(row["image"])}
-
-
-def _unsqueezed(image, size):
-    """A picture in its original's proportions, of no more pixels than it has."""
-    from PIL import Image
-    height, width = (int(s) for s in size)
-    scale = min(1.0, (image.shape[0] * image.shape[1] / (height * width)) ** 0.5)
-    target = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
-
-
 def as_read(source: Source, process: tuple[int, int] = (0, 1)) -> Source:
     """The source as `batches` reads it: from memory, if that is how its examples are best kept."""
     # With shards and several processes those of the others would be read too.
@@ -291,62 +213,3 @@ def check(source: Source, *, batch: int, process: tuple[int, int] = (0, 1), toke
     """Refuses what `batches` would, and reads nothing."""
     order.check(source.size, batch, process, source.shards)
     captions.check(source, tokenizer)
-
-
-def _calls(workers):
-    """How many images a map works on at once; the thread pool bounds it too."""
-    return workers or tensorflow().data.AUTOTUNE
-
-
-@contextlib.contextmanager
-def _closing(iterator):
-    try:
-        yield iterator
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-
-
-def _iterate(data, source, workers):
-    tf = tensorflow()
-    options = tf.data.Options()
-    options.deterministic = True
-    # A pool of our own: TensorFlow's default takes every core, several times over, and XLA waits for one.
-    options.threading.private_threadpool_size = workers or max(1, cores() - 1)
-    options.threading.max_intra_op_parallelism = 1
-    iterator = data.prefetch(_AHEAD).with_options(options).as_numpy_iterator()
-
-    def generate():
-        nonlocal iterator
-        try:
-            while True:
-                try:
-                    row = next(iterator, None)
-                except tf.errors.OpError:
-                    if failed(source) is None:
-                        raise
-                if failed(source) is not None:
-                    raise failed(source) from None
-                if row is None:
-                    return
-                yield row
-        finally:
-            iterator = None  # an error's traceback would keep it, and its threads, alive into Python's exit
-
-    return _kept(generate())
-
-
-def _kept(iterator):
-    """The iterator, closed when Python leaves."""
-    _live.add(iterator)
-    return iterator
-
-
-@atexit.register
-def _close():
-    """Ends what still runs ahead. Reader threads that want Python's lock while Python is leaving hang it for good."""
-    for iterator in list(_live):
-        try:
-            iterator.close()
-        except ValueError:
-            pass  # another thread is inside it

@@ -16,7 +16,7 @@ def extract(embed: Callable, batches: Iterable[Mapping[str, Any]], *, batch: int
     Args:
       embed: f32[batch,H,W,3] -> f32[batch,D], any callable on numpy arrays (jitted, sharded or neither). Rows must
         not depend on each other (evaluation mode).
-      batches: dicts {"image": f32[n,H,W,3], "label": i32[n]} with n <= batch, as `data.pipeline.examples` gives them.
+      batches: dicts {"image": f32[n,H,W,3], "label": i32[n]} with n <= batch, as `data.examples` gives them.
         With several processes give every process all examples, or gather what each returns.
       batch: rows `embed` is called with.
 
