@@ -19,6 +19,6 @@ def get_config(arg=""):
     v = variant(arg, batch=256, epochs=1000.0)
     config = cifar10(v.batch, v.epochs)
     config.method = dict(name="byol", momentum=0.99)
-    config.nets.projector = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, std=0.0)
-    config.nets.predictor = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, std=0.0)
+    config.nets.projector = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, last_bias=False, std=0.0)
+    config.nets.predictor = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, last_bias=False, std=0.0)
     return config

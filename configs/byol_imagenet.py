@@ -2,7 +2,8 @@
 
     python -m simclr_jax.train --config=configs/byol_imagenet.py --workdir=gs://BUCKET/byol
 
-Variants, after a colon: epochs=1000 (40, 100, 300), batch=4096, dtype=bfloat16|float32.
+Variants, after a colon: epochs=1000 (40, 100, 300), batch=4096, dtype=bfloat16|float32,
+layout=simclr (torch; haiku: pads as the paper's code, and cannot be exported to PyTorch's libraries).
 
 Recipe: deepmind-research byol/configs/byol.py: LARS with the rate after the momentum, by 256 rows, weight decay,
 momentum of the target by epochs: 40: .45, 1e-6, .97; 100: .45, 1e-6, .99; 300: .3, 1e-6, .99; 1000: .2, 1.5e-6, .996.
@@ -21,14 +22,14 @@ RECIPES = {40: (0.45, 1e-6, 0.97), 100: (0.45, 1e-6, 0.99), 300: (0.3, 1e-6, 0.9
 
 
 def get_config(arg=""):
-    v = variant(arg, epochs=1000, batch=4096, dtype="bfloat16")
+    v = variant(arg, epochs=1000, batch=4096, layout="simclr", dtype="bfloat16")
     if v.epochs not in RECIPES:
         raise UsageError(f"epochs={v.epochs}, wanted one of {', '.join(map(str, RECIPES))}")
     lr, decay, momentum = RECIPES[v.epochs]
     config = imagenet(v.batch, float(v.epochs), recipes.byol(), recipes.byol_eval())
     config.method = dict(name="byol", momentum=momentum)
-    head = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, std=0.0, dtype=v.dtype)
-    config.nets = dict(backbone=dict(name="resnet", depth=50, zero_init=False, dtype=v.dtype), projector=head,
-                       predictor=head)
+    head = dict(name="mlp", layers=2, hidden=4096, out=256, last_bn=False, last_bias=False, std=0.0, dtype=v.dtype)
+    config.nets = dict(backbone=dict(name="resnet", depth=50, layout=v.layout, zero_init=False, dtype=v.dtype),
+                       projector=head, predictor=head)
     config.optim = dict(name="lars_byol", lr=lr, scaling="linear", warmup_epochs=10.0, weight_decay=decay)
     return config

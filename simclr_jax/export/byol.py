@@ -8,8 +8,6 @@ TensorFlow's SAME, so the net has layout="haiku". Averages of its norms are thos
 """
 import re
 
-import numpy as np
-
 from simclr_jax.errors import UsageError
 from simclr_jax.export import found
 from simclr_jax.export.found import Found
@@ -88,5 +86,4 @@ def _head(weights, params, state) -> Head | None:
             for i, name in ((1, "linear"), (2, "linear_1"))]
     bias = f"{params}projector/linear/b"
     rows += _norm("projector", "layer1/bn", "projector/batch_norm", params, state, "inner", bias)
-    return Head(dict(name="mlp", layers=2, hidden=hidden, out=out, last_bn=False), tuple(rows),
-                {"projector/layer2/dense/bias": np.zeros(out, np.float32)})
+    return Head(dict(name="mlp", layers=2, hidden=hidden, out=out, last_bn=False, last_bias=False), tuple(rows))

@@ -1,13 +1,10 @@
 """Projection heads of PyTorch, an nn.Linear or an nn.Sequential, as nets/mlp.
 
-Two of its forms differ from theirs by an array and not by what they compute. Where theirs has a bias before a norm
-(SwAV), the norm takes it away again; ours has none, and its running mean is less by that bias. Where the last layer has
-no bias (BYOL), ours has one of 0.
+Where theirs has a bias before a norm (SwAV), the norm takes it away again; ours has none, and its running mean is less
+by that bias.
 """
 import re
 from typing import NamedTuple
-
-import numpy as np
 
 from simclr_jax.export.layout import Layout, Row, row
 
@@ -19,7 +16,6 @@ class Head(NamedTuple):
 
     net: dict
     rows: tuple[Row, ...]
-    lacking: dict = {}
 
 
 def sequential(role: str, weights, at: str, activation: str = "relu") -> Head | None:
@@ -48,29 +44,30 @@ def sequential(role: str, weights, at: str, activation: str = "relu") -> Head | 
     normed = {bool(norm) for _, norm in inner}
     if len(normed) > 1 or len(set(out[:-1])) > 1 or f"{last}.bias" in weights:
         return None  # hidden layers of several kinds, or a last norm that shifts
+    if any(not norm and f"{linear}.bias" not in weights for linear, norm in inner):
+        return None
     net = dict(name="mlp", layers=len(layers), hidden=out[0] if inner else 0, out=out[-1],
                hidden_bn=True in normed or not inner, last_bn=bool(last),
                last_scale=not last or f"{last}.weight" in weights, activation=activation)
-    rows, lacking = [], {}
+    if not last and f"{layers[-1][0]}.bias" not in weights:
+        net["last_bias"] = False
+    rows = []
     for i, (linear, norm) in enumerate(layers, 1):
         ours, bias = f"{role}/layer{i}", (f"{linear}.bias",) if f"{linear}.bias" in weights else ()
         rows.append(row(f"{ours}/dense/kernel", "linear", f"{linear}.weight"))
         if not norm and bias:
             rows.append(row(f"{ours}/dense/bias", "as is", *bias))
-        elif not norm:
-            lacking[f"{ours}/dense/bias"] = np.zeros(out[i - 1], np.float32)
-        else:
+        elif norm:
             rows += [row(f"{ours}/bn/{mine}", "as is", f"{norm}.{theirs}")
                      for mine, theirs in (("scale", "weight"), ("bias", "bias")) if f"{norm}.{theirs}" in weights]
             mean = f"{role}/stats/layer{i}/bn/mean"
             rows += [row(mean, "less" if bias else "as is", f"{norm}.running_mean", *bias),
                      row(f"{role}/stats/layer{i}/bn/var", "as is", f"{norm}.running_var")]
-    return Head(net, tuple(rows), lacking)
+    return Head(net, tuple(rows))
 
 
 def with_head(nets: dict, layout: Layout, head: Head | None, role: str = "projector"):
     """({role: net}, layout) of nets and a head, if there is one."""
     if head is None:
         return nets, layout
-    rows, lacking = layout.rows + head.rows, layout.lacking | head.lacking
-    return {**nets, role: head.net}, layout._replace(rows=rows, lacking=lacking)
+    return {**nets, role: head.net}, layout._replace(rows=layout.rows + head.rows)

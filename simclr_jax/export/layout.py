@@ -54,15 +54,12 @@ class Layout(NamedTuple):
         written again.
       filled: {name: array} that their files hold besides, written where nothing was kept.
       ignored: patterns of what is of no use outside their training, such as queues and optimisers; not kept.
-      lacking: {our name: array} of those of our leaves that they do without, such as the bias of a layer that has none
-        there. Read only: nothing is written of them.
     """
 
     rows: tuple[Row, ...]
     beside: tuple[str, ...] = ()
     filled: dict = {}
     ignored: tuple[str, ...] = ()
-    lacking: dict = {}
 
 
 def row(ours: str, way: str, *theirs) -> Row:
@@ -91,8 +88,7 @@ def ours(layout: Layout, theirs: dict[str, Tensor], where: str):
         said = [f"{len(names)} of its arrays {what} ({_some(names, near)})"
                 for names, what, near in ((missing, "are missing", extra), (extra, "have no place", ())) if names]
         raise UsageError(f"{where}: {' and '.join(said)}; it is of another layout or another net")
-    lacking = {name: tensors.of(array) for name, array in layout.lacking.items()}
-    return {r.ours: _read(r, theirs, where) for r in layout.rows} | lacking, beside
+    return {r.ours: _read(r, theirs, where) for r in layout.rows}, beside
 
 
 def theirs(layout: Layout, ours: dict[str, Tensor], beside: dict[str, Tensor], where: str) -> dict[str, Tensor]:

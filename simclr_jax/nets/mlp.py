@@ -19,8 +19,8 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": gelu.exact}
 
 
 def make(*, axis: str | None = None, layers: int = 3, hidden: int = 0, out: int = 128, bn: str = "global",
-         hidden_bn: bool = True, last_bn: bool = True, last_scale: bool = True, activation: str = "relu",
-         std: float = 0.01, dtype: str = "float32") -> Net:
+         hidden_bn: bool = True, last_bn: bool = True, last_scale: bool = True, last_bias: bool = True,
+         activation: str = "relu", std: float = 0.01, dtype: str = "float32") -> Net:
     """float[b, D] -> {"pooled": f32[b, out]}.
 
     Parameters: layer1.. with dense/kernel and bn/scale, bn/bias; the last bn has no bias.
@@ -31,8 +31,9 @@ def make(*, axis: str | None = None, layers: int = 3, hidden: int = 0, out: int 
       hidden: width of all layers but the last; 0: as wide as the input.
       bn: which rows share statistics, as in `norm.parse`.
       hidden_bn: normalise after each layer but the last. Without it these have biases (MoCo v2, DINO).
-      last_bn: normalise the output too. Without it the last layer is linear, with a bias.
+      last_bn: normalise the output too. Without it the last layer is linear.
       last_scale: whether the last normalisation scales; SimSiam's and MoCo v3's do not.
+      last_bias: whether a last layer that is not normalised has a bias; BYOL's has none.
       activation: between layers, "relu" or "gelu" (DINO; with the error function).
       std: of the kernels at the start; 0: fan-in^(-1/2). DINO has 0.02.
       dtype: of the products, "float32" or "bfloat16".
@@ -49,7 +50,8 @@ def make(*, axis: str | None = None, layers: int = 3, hidden: int = 0, out: int 
     if activation not in ACTIVATIONS or std < 0:
         raise UsageError(f"{where}: activation={activation!r} std={std}, wanted {' or '.join(ACTIVATIONS)} and 0 or more")
     parse(bn, where)
-    form = Form(layers, hidden, out, hidden_bn, last_bn, last_scale, activation, std, bn, axis, compute_dtype(dtype, where))
+    form = Form(layers, hidden, out, hidden_bn, last_bn, last_scale, last_bias, activation, std, bn, axis,
+                compute_dtype(dtype, where))
     return net(Mlp(form), draw="normal")
 
 
@@ -60,6 +62,7 @@ class Form(NamedTuple):
     hidden_bn: bool
     last_bn: bool
     last_scale: bool
+    last_bias: bool
     activation: str
     std: float
     bn: str
@@ -92,7 +95,8 @@ class Layer(nn.Module):
         f = self.form
         norm = f.last_bn if self.last else f.hidden_bn
         kernel = nn.initializers.constant(f.std) if f.std else fan_in(1.0)
-        x = nn.Dense(self.width, use_bias=not norm, kernel_init=kernel, dtype=f.dtype, name="dense")(x)
+        bias = not norm and (f.last_bias or not self.last)
+        x = nn.Dense(self.width, use_bias=bias, kernel_init=kernel, dtype=f.dtype, name="dense")(x)
         if not norm:
             return x
         return BatchNorm(f.bn, f.axis, offset=not self.last, scaled=f.last_scale or not self.last, dtype=f.dtype,

@@ -78,6 +78,8 @@ def test_heads_without_a_last_norm_and_with_a_hidden_width():
     h = jax.nn.relu((h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5))
     out, _ = jax.jit(lambda x: head.apply(params, stats, x, train=True))(x)
     np.testing.assert_allclose(out["pooled"], h @ params["layer2"]["dense"]["kernel"], rtol=1e-4, atol=1e-6)
+    bare, _ = mlp.make(layers=2, hidden=24, out=8, last_bn=False, last_bias=False).init(jax.random.key(0), x)
+    assert set(bare["layer2"]["dense"]) == {"kernel"}  # BYOL's
     one = mlp.make(layers=1, out=8, last_bn=False)
     params, stats = one.init(jax.random.key(0), x)
     assert stats == {} and one.apply(params, stats, x, train=True)[1] == {}
