@@ -224,5 +224,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have what they start in the background ignore
     os.environ["JAX_PLATFORMS"] = "cpu"
     main(sys.argv)
