@@ -41,10 +41,11 @@ def main(argv):
     for name in (spec.partition(":")[0] for spec in specs):
         if name not in known:
             raise UsageError(f"--recipes: there is no configs/{name}.py{names.near(name, known)}")
-    seeds, labels = ([int(n) for n in flags[k].split(",") if n.isdecimal()] for k in ("seeds", "labels"))
-    if not flags["keep"] or not specs or not seeds or not labels:
+    numbers = [flags[k].split(",") for k in ("seeds", "labels")]
+    if not flags["keep"] or not specs or not all(n.isdecimal() for given in numbers for n in given):
         raise UsageError(f"--keep={flags['keep']} --recipes={flags['recipes']} --seeds={flags['seeds']} "
                          f"--labels={flags['labels']}: wanted a directory, recipes, and whole numbers such as 0,1,2")
+    seeds, labels = ([int(n) for n in given] for given in numbers)
     columns = [(name, n) for name in ("knn", "linear") for n in labels]
     more += ["--config.data.split=fit", "--config.evals.train=fit", "--config.evals.test=val"] * flags["choose"]
     recipes = {spec: configs.parse([*_command(spec), *more])[0] for spec in specs}

@@ -19,7 +19,7 @@ def methods():
 
 @pytest.mark.parametrize("flags, message", {
     (): "wanted a directory", ("--keep=x", "--recipes=byo_digits"): "did you mean 'byol_digits'",
-    ("--keep=x", "--seeds=a"): "whole numbers", ("--keep=x", "--recipes=folder"): "folder: the recipe counts epochs",
+    ("--keep=x", "--seeds=0,a"): "whole numbers", ("--keep=x", "--recipes=folder"): "folder: the recipe counts epochs",
     ("--keep=x", "--kep=y"): "unknown flag", ("--keep=x", "--config.nothing=1"): "the config has no field 'nothing'"}.items())
 def test_what_it_cannot_do_is_refused_before_anything_runs(methods, flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
