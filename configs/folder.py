@@ -7,11 +7,11 @@ Variants, after a colon: method=byol (moco, moco_v3, simclr, simsiam, swav, barl
 (side of the views), net=convnet (vit, which dinov2 always has), width=1.0, batch=256, epochs=100, rate=0.3 (times the
 learning rate of the recipe for digits).
 
-Views are SimCLR's for CIFAR-10; methods of many crops see four of half the side beside them. Ours, not published. For a
+Views are SimCLR's for CIFAR-10; SwAV and DINO see four crops of half the side beside them, DINOv2 two. Ours, not published. For a
 GPU see configs/METHOD_cifar10.py and configs/METHOD_imagenet.py, for SimCLR's own recipe on a folder simclr_folder.py.
 
 Hardware  2 CPU cores.
-Expected  depends on the pictures; see docs/results.md for every method on CIFAR-10 (ours).
+Expected  depends on the pictures. Ours: not yet run at length.
 """
 import importlib
 
