@@ -107,9 +107,11 @@ def _table(recipes, scores, columns):
         least = min(margins, key=lambda c: margins[c][0])
         below += [f"{spec}, {e} at {n}: {_said(*margins[e, n], '+')}" for e, n in columns
                   if margins[e, n][0] <= max(LEAST, margins[e, n][1])]
-        lines.append(_row(_title(spec), _net(config), f"{config.steps} x {config.batch}",
+        lines.append(_row(_title(spec), _size(config), f"{config.steps} x {config.batch}",
                           [scores[spec][c] for c in columns], _said(*margins[least], "+")))
-    lines += [_row(row, "", "", [found[c] for c in columns], "") for row, found in scores.items() if row not in recipes]
+    shown = {f"untrained {_net(config)}": f"untrained {_size(config)}" for config in recipes.values()}
+    lines += [_row(shown.get(row, row), "", "", [found[c] for c in columns], "") for row, found in scores.items()
+              if row not in recipes]
     verdict = (f"Not {LEAST:g} points and two standard errors above the untrained net: {'; '.join(below)}." if below else
                f"All are {LEAST:g} points and two standard errors above their untrained net.")
     return "\n".join([*lines, "", verdict])
@@ -140,11 +142,16 @@ def _above(values, others):
 
 
 def _net(config):
-    """The backbone as a row calls it: its name, and what is not as its factory has it."""
-    spec = config.nets.backbone.to_dict()
-    usual = names.defaults(names.factory("nets", spec["name"]), ("axis", "remat"))
-    own = [f"{k}={v}" for k, v in spec.items() if k != "name" and v != usual[k]]
-    return " ".join([spec["name"], *own])
+    """What tells a backbone from others: nets that are alike in it are scored untrained once."""
+    return repr(sorted(config.nets.backbone.to_dict().items()))
+
+
+def _size(config):
+    """The backbone as a row calls it: its name, and its size as its factory counts it."""
+    net = config.nets.backbone
+    sizes = ["-".join(map(str, net[k])) if k == "channels" else str(net[k]) for k in ("size", "depth", "width", "channels")
+             if net.get(k)]
+    return f"{net.name}, {' x '.join(sizes)}" if sizes else net.name
 
 
 if __name__ == "__main__":

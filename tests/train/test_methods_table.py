@@ -38,7 +38,7 @@ def test_a_table_is_made_and_made_again_from_what_is_kept(methods, tmp_path, cap
     assert capsys.readouterr().out == first
     byol, moco, net, pixels = [[cell.strip() for cell in line.strip("| ").split("|")]
                                for line in first.splitlines() if line.startswith("| ")][1:]
-    assert (byol[0], byol[1], byol[2], moco[0]) == ("byol", "convnet channels=(4, 8)", "2 x 32", "moco:queue=64")
-    assert net[0] == "untrained convnet channels=(4, 8)" and pixels[0] == "raw pixels"
+    assert (byol[0], byol[1], byol[2], moco[0]) == ("byol", "convnet, 4-8", "2 x 32", "moco:queue=64")
+    assert net[0] == "untrained convnet, 4-8" and pixels[0] == "raw pixels"
     assert 50 < float(pixels[-2]) < 99 and "±" in byol[3] and "±" not in pixels[3]
     assert "Not 3 points" in first  # two steps teach nothing
