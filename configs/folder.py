@@ -8,9 +8,9 @@ Variants, after a colon: method=byol (moco, moco_v3, simclr, simsiam, swav, barl
 dinov2 always has), width=1.0, batch=256, epochs=100.
 
 Views are SimCLR's for CIFAR-10. Crops, the rate, how long last layers are held (a tenth of an epoch), MoCo's temperature and
-its head's BatchNorm and DINO's 1,024 prototypes were chosen on held-out training images of CIFAR-10, with 800 steps. Ours,
-not published. For a GPU see configs/METHOD_cifar10.py and configs/METHOD_imagenet.py, for SimCLR's own recipe on a folder
-simclr_folder.py.
+its head's BatchNorm, DINO's 1,024 prototypes and momentum were chosen on held-out training images of CIFAR-10, with 800
+steps. Ours, not published. For a GPU see configs/METHOD_cifar10.py and configs/METHOD_imagenet.py, for SimCLR's own recipe
+on a folder simclr_folder.py.
 
 Hardware  2 CPU cores.
 Expected  depends on the pictures; of CIFAR-10 after four epochs: docs/results.md, every method (ours).
@@ -49,7 +49,7 @@ def get_config(arg=""):
     if v.method == "moco":
         config.method.temperature, config.nets.projector.hidden_bn = 0.1, True
     if v.method == "dino":
-        config.method.prototypes = 1024
+        config.method.prototypes, config.method.momentum = 1024, 0.97
     if v.method == "dinov2":
         config.augment.mask = dict(patch=v.size // 8)
     config.optim.lr, config.optim.warmup_epochs = 0.01, 1.0
