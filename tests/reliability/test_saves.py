@@ -55,7 +55,7 @@ def test_after_kill_9_of_both_a_whole_step_loads_and_what_was_begun_is_cleaned(s
         two, output = savers(directory, last)
         assert within(60, lambda: f"saved {last + 3}" in output.read_text()), output.read_text()
         assert within(10, lambda: temporaries(directory)), output.read_text()
-        time.sleep(rng.uniform(0, 0.05))  # a save takes about so long
+        time.sleep(rng.uniform(0, 0.05))  # some way into it
         for process in rng.permutation(2):
             two[process].send_signal(signal.SIGKILL)
         for process in two:
