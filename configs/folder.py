@@ -5,12 +5,12 @@
 
 Variants, after a colon: method=byol (moco, moco_v3, simclr, simsiam, swav, barlow_twins, vicreg, dino, dinov2), size=32
 (side of the views), crops=0 (SwAV, DINO, DINOv2: so many of half the side beside the two views), net=convnet (vit, which
-dinov2 always has), width=1.0, batch=256, epochs=100.
+dinov2 always has), width=1.0, batch=256, epochs=100. The nets have about as many parameters: 64-128-256 and 2 x 128.
 
 Views are SimCLR's for CIFAR-10. Crops, the rate, how long last layers are held (a tenth of an epoch), MoCo's temperature and
-its head's BatchNorm, DINO's 1,024 prototypes and momentum were chosen on held-out training images of CIFAR-10, with 800
-steps. Ours, not published. For a GPU see configs/METHOD_cifar10.py and configs/METHOD_imagenet.py, for SimCLR's own recipe
-on a folder simclr_folder.py.
+its head's BatchNorm, DINO's 1,024 prototypes, its and DINOv2's momentum were chosen on held-out training images of CIFAR-10,
+with 800 steps. Ours, not published. For a GPU see configs/METHOD_cifar10.py and configs/METHOD_imagenet.py, for SimCLR's own
+recipe on a folder simclr_folder.py.
 
 Hardware  2 CPU cores.
 Expected  depends on the pictures; of CIFAR-10 after four epochs: docs/results.md, every method (ours).
@@ -42,8 +42,8 @@ def get_config(arg=""):
     config.augment.views = recipes.cifar_crops(v.size, v.size // 2, v.crops)
     config.augment.eval = recipes.simclr_cifar_eval(v.size)
     if v.net == "vit" or v.method == "dinov2":
-        own = config.nets.backbone.to_dict() if v.method == "dinov2" else dict(name="vit", depth=4)
-        config.nets.backbone = {**own, "patch": v.size // 8, "image": v.size, "width": 4 * round(16 * v.width), "heads": 4}
+        own = config.nets.backbone.to_dict() if v.method == "dinov2" else dict(name="vit", depth=2)
+        config.nets.backbone = {**own, "patch": v.size // 8, "image": v.size, "width": 4 * round(32 * v.width), "heads": 4}
     else:
         config.nets.backbone.channels = tuple(int(c * v.width) for c in (64, 128, 256))
     if v.method == "moco":
@@ -51,7 +51,7 @@ def get_config(arg=""):
     if v.method == "dino":
         config.method.prototypes, config.method.momentum = 1024, 0.97
     if v.method == "dinov2":
-        config.augment.mask = dict(patch=v.size // 8)
+        config.method.momentum, config.augment.mask = 0.97, dict(patch=v.size // 8)
     config.optim.lr, config.optim.warmup_epochs = 0.01, 1.0
     config.optim.hold = tuple((regex, 0.1) for regex, _ in config.optim.get("hold", ()))
     config.evals = dict(every=0, run=("knn",), best="")
