@@ -96,11 +96,13 @@ def _time(result, compiled, kind, platform):
 
 
 def _asked(message):
-    """The total that the compiler asks for, as it says it: "31.9G of 15.7G"."""
-    found = re.search(r"asks for ([\d.]+)([KMGT])", message)
+    """The total that the compiler asks for and the limit it has, which is less than the chip's: "31.9G of 15.7G"."""
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(f"asks for {size}\\w* of {size}", message)
     if not found:
         return {}
-    return {"total": int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))}
+    as_bytes = lambda number, unit: int(float(number) * 1024 ** (1 + "KMGT".index(unit)))  # noqa: E731
+    return {"total": as_bytes(*found.groups()[:2]), "limit": as_bytes(*found.groups()[2:])}
 
 
 def alike(config, **changes):

@@ -127,10 +127,10 @@ def test_data_that_is_not_here_has_known_numbers(monkeypatch):
         stand_in.tokenizer(parsed("clip_vit_b32", "--config.text.name=hf", "--config.text.path=/nowhere"))
 
 
-@pytest.mark.parametrize("said, total", [
-    ("Ran out of memory in memory space hbm. Used 31.91G of 15.75G hbm. Exceeded hbm capacity by 16.17G.", 31.91),
-    ("Program hbm requirement (17.50G) exceeds available HBM (15.75G)", 17.5), ("Out of memory while trying", None)])
-def test_what_asks_for_too_much_is_an_answer(said, total, monkeypatch):
+@pytest.mark.parametrize("said, total, limit", [
+    ("Ran out of memory in memory space hbm. Used 31.91G of 15.75G hbm. Exceeded hbm capacity by 16.17G.", 31.91, 15.75),
+    ("Program hbm requirement (17.50G) exceeds available HBM (15.75G)", 17.5, 15.75), ("Out of memory while trying", None, None)])
+def test_what_asks_for_too_much_is_an_answer(said, total, limit, monkeypatch):
     class Traced:
         jaxpr = jax.jit(lambda x: x).trace(1.0).jaxpr
 
@@ -140,6 +140,7 @@ def test_what_asks_for_too_much_is_an_answer(said, total, monkeypatch):
     kind, given = "RESOURCE_EXHAUSTED", (parsed("simclr_digits", *SMALL), jax.devices()[:2], "cpu:2")
     r = measure.run(*given)
     assert not r["fits"] and r["memory_bytes"]["total"] == (total and int(total * 2**30)) and r["collectives"] is None
+    assert limit is None or r["memory_bytes"]["limit"] == int(limit * 2**30)  # what the compiler leaves of the chip's memory
     assert "does not fit" in report.text(r) and r["time_bound_s"] is None
     kind = "INTERNAL"  # anything else is a bug, and is said as one
     with pytest.raises(jax.errors.JaxRuntimeError):

@@ -1,12 +1,14 @@
 """configs/folder.py: every method of images on a folder of pictures."""
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from runs import ROOT
-from simclr_jax import config as configs
+from simclr_jax import build, config as configs
 from simclr_jax.errors import UsageError
 from simclr_jax.evals.__main__ import main as evaluate
 from simclr_jax.train.__main__ import main
@@ -22,7 +24,7 @@ def test_every_method_gets_the_pictures_views_and_a_net_of_their_size(method):
     assert config.method.name == method and config.data.name == "folder" and (config.steps, config.epochs) == (0, 3.0)
     assert [view[0][1]["size"] for view in config.augment.views] == [48, 48]
     if method == "dinov2":
-        assert (net.name, net.image, net.patch, net.width, config.augment.mask.patch) == ("vit", 48, 6, 32, 6)
+        assert (net.name, net.image, net.patch, net.width, config.augment.mask.patch) == ("vit", 48, 6, 64, 6)
     else:
         assert (net.name, net.channels) == ("convnet", (32, 64, 128))
 
@@ -36,7 +38,15 @@ def test_small_crops_by_choice(method):
 
 def test_a_transformer_by_choice():
     net = configs.parse(["train", f"--config={CONFIG}:method=dino,net=vit"])[0].nets.backbone
-    assert (net.name, net.image, net.patch, net.width) == ("vit", 32, 4, 64)
+    assert (net.name, net.image, net.patch, net.width) == ("vit", 32, 4, 128)
+
+
+def test_both_nets_are_of_one_size():
+    def size(net):
+        config = configs.parse(["train", f"--config={CONFIG}:method=dino,net={net}"])[0]
+        params, _ = jax.eval_shape(build.nets(config, axis=None)["backbone"].init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        return build.count(params)
+    assert size("convnet") < size("vit") < 1.15 * size("convnet")
 
 
 @pytest.mark.parametrize("variant, message", {
