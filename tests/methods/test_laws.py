@@ -35,7 +35,10 @@ def patchwise(width):
         if key is not None:
             x = x * jax.vmap(lambda k: jax.random.bernoulli(k, 0.9, (width,)))(key)[:, None]
         pooled = jnp.mean(x, axis=1)
-        tokens = jnp.concatenate([pooled[:, None], jnp.tanh(x + pooled[:, None])], axis=1)
+        # Places, as of a transformer: without them the hidden patches of an image are all alike, and statistics over few of
+        # them have a variance of rounding alone.
+        place = jnp.sin(jnp.arange(x.shape[1])[:, None] + jnp.arange(width))
+        tokens = jnp.concatenate([pooled[:, None], jnp.tanh(x + pooled[:, None] + place)], axis=1)
         return {"pooled": pooled, "tokens": tokens}, stats
     return Net(init, apply)
 
@@ -148,8 +151,8 @@ def assert_same(got, want, rtol=1e-5, atol=1e-6):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("devices, microbatches", [(1, 4), (8, 2)] + [
-    pytest.param(*split, marks=pytest.mark.slow) for split in ((2, 1), (2, 8), (4, 2), (8, 1))])
+@pytest.mark.parametrize("devices, microbatches", [(8, 2)] + [
+    pytest.param(*split, marks=pytest.mark.slow) for split in ((1, 4), (2, 1), (2, 8), (4, 2), (8, 1))])
 def test_any_split_trains_the_same(name, devices, microbatches, mesh, one_device):
     assert_same(train(name, mesh(devices), microbatches=microbatches), one_device(name))
 
