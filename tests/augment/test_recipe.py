@@ -168,7 +168,7 @@ def test_every_gated_op_is_tested_for_its_chance():
 
 # The device's crops and the host's.
 
-@pytest.mark.parametrize("name", MADE)
+@fast("simclr", "moco_v1", "byol", "swav", "dinov2", "clip", "digits_crops")
 def test_crops_on_the_device_are_those_of_the_host(name):
     """The spatial ops of a recipe on the same numbers: matrix products here, TensorFlow's resize there."""
     views = tuple(tuple(item for item in view if item[0] in ("random_resized_crop", "resize", "center_crop"))
@@ -210,6 +210,7 @@ def test_chains_of_crops(view):
 MULTI = ((SMALL, GAIN), (CROP, GAIN), (SMALL, GAIN), (CROP, ("flip", {})), (SMALL, ("flip", {})))
 
 
+@pytest.mark.slow
 def test_multi_crop_recipes():
     """Two sizes come out as "views" and "crops"; each view draws by its place in the recipe, whatever the batch calls it."""
     recipe, batch = augment.build(MULTI), rows(6)

@@ -175,6 +175,7 @@ def test_rows_may_each_have_an_image_of_their_own_size(sampling):
     np.testing.assert_array_equal(device, together)
 
 
+@pytest.mark.slow
 def test_a_few_rows_are_cut_as_many_are():
     """The host draws for one image at a time, in another form of the law: the same windows to the pixel."""
     for kwargs in ({}, dict(area=(0.3, 0.35), ratio=(0.5, 3.0)), dict(area=(0.05, 0.1), min_covered=0.2)):

@@ -67,6 +67,7 @@ def test_in_turn_equals_at_once(ops):
     np.testing.assert_allclose(turn, once, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_batch():
     images, windows, u = bytes_of(9, 31, 37), (boxes(9),), uniforms(OPS, 9)
     whole = np.asarray(run((CROP,), OPS, images, windows, u))

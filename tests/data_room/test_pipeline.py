@@ -138,7 +138,8 @@ def test_pixels_are_those_of_the_recipe_under_the_row_key(unbroken, images, kind
 
 @KINDS
 @pytest.mark.scorecard(34)
-@pytest.mark.parametrize("change", [dict(workers=1), dict(workers=7), dict(piece=1), dict(piece=2), dict(piece=6)], ids=str)
+@pytest.mark.parametrize("change", [dict(workers=1), dict(piece=2), *(
+    pytest.param(change, marks=pytest.mark.slow) for change in (dict(workers=7), dict(piece=1), dict(piece=6)))], ids=str)
 def test_pixels_do_not_depend_on_workers_or_pieces(sources, unbroken, kind, change):
     """bit for bit."""
     assert same(take(3, sources[kind], VIEWS, batch=6, seed=3, **change), unbroken[kind][:3])

@@ -355,7 +355,8 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=pytest.mark.slow) if n.startswith(("triplet ", "lifted_structure ")) else n for n in LABELLED])
 def test_value_and_gradient_are_finite_at_the_edges(name):
     for edge, (x, labels) in EDGES.items():
         value, gradients = finite(name, {"x": x, "labels": labels}, CASES[name].shared)

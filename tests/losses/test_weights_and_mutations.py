@@ -23,8 +23,7 @@ def weighted(name):
 
 
 @pytest.mark.parametrize("comm", ["gather", "ring"])
-@pytest.mark.parametrize("name", ["nt_xent", "clip", pytest.param("siglip", marks=pytest.mark.slow),
-                                  pytest.param("dcl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["nt_xent", *(pytest.param(n, marks=pytest.mark.slow) for n in ("clip", "siglip", "dcl"))])
 def test_shards_of_different_weight(name, comm):
     case = weighted(name)
     compare(measured(case, 4, weights=WEIGHTS, comm=comm, block=3), expected(case))

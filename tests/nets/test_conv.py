@@ -67,7 +67,7 @@ def arguments(case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), pytest.param("float64", 1e-12, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_the_plain_convolution(case, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         args, stride, pad = arguments(case, dtype)
@@ -84,7 +84,7 @@ def test_a_processor_gets_products_pieces_and_residues(case, has):
     assert {name: found[name] for name in has} == has
 
 
-@pytest.mark.parametrize("how", [dict(depth=18, stem="cifar"), dict(depth=50), dict(depth=18, dtype="bfloat16")])
+@pytest.mark.parametrize("how", [dict(depth=18, stem="cifar"), pytest.param(dict(depth=50), marks=pytest.mark.slow), dict(depth=18, dtype="bfloat16")])
 def test_elsewhere_the_program_is_the_plain_one(how, monkeypatch):
     """Operations of a ResNet's forward and backward pass for a TPU; a choice by platform leaves a `case` of one branch
     and its constants, which XLA takes out."""
@@ -133,7 +133,7 @@ def test_same_padding_is_linens(window, stride, sides):
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(3, 1, marks=pytest.mark.slow), (3, 2)])
 @pytest.mark.parametrize("typed", ["kernel", "x", "both"])
 def test_gradients_of_replicated_and_of_varying_arrays(mesh, kernel, stride, typed):
     """One of the two may be replicated over the mesh: its gradient is then the sum over the devices."""
@@ -159,7 +159,7 @@ def test_gradients_of_replicated_and_of_varying_arrays(mesh, kernel, stride, typ
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((0, 1), (0, 1)), ((0, 1), (1, 1))])
-@pytest.mark.parametrize("sides", [(8, 8), (9, 7), (10, 13)])
+@pytest.mark.parametrize("sides", [pytest.param((8, 8), marks=pytest.mark.slow), (9, 7), pytest.param((10, 13), marks=pytest.mark.slow)])
 def test_max_pool_with_ties(dtype, pads, sides):
     """After a ReLU most windows hold several zeros: the gradient goes where XLA lets it go. Whole numbers, so that the
     order of sums changes nothing."""

@@ -49,7 +49,8 @@ def towers():
     return {"vit": images, "text": ids}
 
 
-@pytest.mark.parametrize("name", ["text", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text", "vit"])
 def test_splitting_the_batch_changes_nothing(mesh, name):
     """Over 1 and 4 devices, and the gradient: the same rows lose the same branches. The text tower scans its layers."""
     net, x = towers()[name]

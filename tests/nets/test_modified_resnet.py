@@ -40,7 +40,7 @@ def oracle(case, dtype):
 
 # Not the gradients of training in f32: one of 1,536 units of a last layer is 5.5e-7 below 0, and rounding puts its ReLU
 # on the other side, which moves gradients by 5%. In f64 it stays.
-CASES = [("eval", "float32"), ("train", "float64"), pytest.param("eval", "float64", marks=pytest.mark.slow)]
+CASES = [("eval", "float32"), *(pytest.param(*how, marks=pytest.mark.slow) for how in (("train", "float64"), ("eval", "float64")))]
 
 
 @pytest.mark.parametrize("case, dtype", [*CASES, pytest.param("train", "float32", marks=pytest.mark.slow)])
@@ -70,6 +70,7 @@ def test_parameter_counts_are_the_published(name):
     assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == published
 
 
+@pytest.mark.slow
 def test_initial_values():
     net = modified_resnet.make(layers=(1, 1, 1, 1), width=8, heads=8, out=64, image=64)
     params, stats = jax.jit(lambda key: net.init(key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))

@@ -23,14 +23,14 @@ def count(net, size=64):
 TORCH = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
 
 
-@pytest.mark.parametrize("depth", TORCH)
+@pytest.mark.parametrize("depth", [18, 50, *(pytest.param(d, marks=pytest.mark.slow) for d in (34, 101, 152))])
 def test_parameter_counts_are_the_published(depth):
     assert count(resnet.make(depth=depth, layout="torch")) == TORCH[depth]
     projected = 64 * 64 + 2 * 64 if depth < 50 else 0  # SimCLR projects the first shortcut of basic blocks too
     assert count(resnet.make(depth=depth)) == TORCH[depth] + projected
 
 
-@pytest.mark.parametrize("width, millions", [(2, 94), (4, 375)])
+@pytest.mark.parametrize("width, millions", [(2, 94), pytest.param(4, 375, marks=pytest.mark.slow)])
 def test_wider_nets_have_the_published_size(width, millions):
     assert round(count(resnet.make(depth=50, width=width)) / 1e6) == millions
     out = jax.eval_shape(lambda k, x: (n := resnet.make(depth=50, width=width)).apply(*n.init(k, x), x, train=False)[0],

@@ -25,6 +25,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["batch"] == 64
 
 
+@pytest.mark.slow
 def test_processes_with_a_directory_each_are_refused(tmp_path):
     """A relative workdir in two working directories stands for two machines without a shared disk."""
     port = subprocess.run([sys.executable, "-c", "import socket; s = socket.socket(); s.bind(('localhost', 0)); "
