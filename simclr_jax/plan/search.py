@@ -1,4 +1,6 @@
 """Tries settings of a config that change what it costs and not what it computes, and recommends one."""
+import time
+
 from simclr_jax import dist
 from simclr_jax.errors import UsageError
 from simclr_jax.plan import measure, report
@@ -13,7 +15,7 @@ def run(config, *, say, **given) -> dict:
     """Plans variants of the config, one setting at a time from the best so far, and returns the best plan.
 
     In turn: how the loss meets other devices' rows, activations made again, micro-batches and parameters over a `model`
-    axis (more of these only until it fits, since they cost time), and the side of the loss's tiles.
+    axis (these only until it fits, since they cost time), and the side of the loss's tiles.
 
     Returns:
       What `measure.run` returns, of the recommended settings, with settings {field: value} and searched, a list of all
@@ -39,11 +41,14 @@ def run(config, *, say, **given) -> dict:
             tried[key] = settings, result
         return tried[key][1]
 
-    plan({})
-    for axis in (_comm, _remat, _microbatches, _model, _block):
+    began, devices = time.monotonic(), len(given["devices"])
+    fits = plan({})["fits"]
+    more = sum(len(axis(config, devices)) for axis in AXES if not (fits and axis in COSTLY))
+    say(f"up to {more} more settings to compile, as long as this one each: {time.monotonic() - began:.0f} s")
+    for axis in AXES:
         best, found = recommended(tried.values())
-        for settings in axis(config, len(given["devices"])):
-            if axis in (_microbatches, _model) and found["fits"]:
+        for settings in axis(config, devices):
+            if axis in COSTLY and found["fits"]:
                 break
             result = plan(best | settings)
             if result:
@@ -110,3 +115,7 @@ def _comm(config, devices):
 
 def _block(config, devices):
     return [{"method.block": n} for n in BLOCKS if n < 2 * config.batch] if "block" in config.method else []
+
+
+AXES = _comm, _remat, _microbatches, _model, _block
+COSTLY = _microbatches, _model  # more of these only until it fits
