@@ -307,7 +307,7 @@ def test_windows_on_squeezed_images_have_the_law_of_the_originals():
     assert np.abs(plain - crops)[free].max() > 10  # without sizes windows are those of a 200 x 100 image
 
 
-@pytest.mark.parametrize("name", ["simclr_linear", "clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", *(pytest.param(n, marks=pytest.mark.slow) for n in ("simclr_linear", "siglip"))])
 def test_squeezed_images_of_unchanged_size_are_ordinary_ones(name):
     batch = rows(6)
     f = run(RECIPES[name]())
@@ -383,7 +383,7 @@ def parts(n, stop=None, closed=None):
             closed.append(True)
 
 
-@pytest.mark.parametrize("workers,piece", [(1, 12), (3, 4), (5, 1)])
+@pytest.mark.parametrize("workers,piece", [(3, 4), *(pytest.param(*how, marks=pytest.mark.slow) for how in ((1, 12), (5, 1)))])
 def test_pieces_make_batches_in_order(workers, piece):
     f, closed = augment.make(augment.build(((CROP, ("flip", {})),)), 0), []
     stream = augment.finished(parts(piece, closed=closed), f, rows=12, workers=workers)

@@ -86,7 +86,7 @@ WINDOWS = [[0, 0, 20, 24], [19, 23, 1, 1], [0, 0, 1, 24], [5, 6, 13, 10], [8, 12
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("size", [5, 16, 31])
+@pytest.mark.parametrize("size", [5, pytest.param(16, marks=pytest.mark.slow), 31])
 def test_windows_of_all_kinds_follow_the_definition(method, antialias, size):
     images = np.random.default_rng(0).integers(0, 256, (len(WINDOWS), 20, 24, 3), dtype=np.uint8)
     got = cut(to(size, method, antialias), images, *WINDOWS)

@@ -104,7 +104,7 @@ def test_bfloat16_rows_are_compared_in_float32():
 
 
 @pytest.mark.parametrize("block", [5, pytest.param(None, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("temperature, norm", [(0.01, 1), (1e-3, 1), (0.05, 30)])
+@pytest.mark.parametrize("temperature, norm", [pytest.param(0.01, 1, marks=pytest.mark.slow), (1e-3, 1), (0.05, 30)])
 def test_sharp_softmaxes_are_exact_where_one_shift_for_all_rows_underflows(temperature, norm, block):
     """Rows of very unlike logits leave the triangular sweep's common shift behind: its guard must notice."""
     z1, z2 = views(8, 6)

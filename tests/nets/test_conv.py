@@ -119,7 +119,8 @@ def test_the_module_is_linens():
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("window, stride, sides", [(7, 2, (14, 13)), (3, 2, (6, 9)), (1, 2, (6, 5)), (3, 1, (4, 5))])
+@pytest.mark.parametrize("window, stride, sides", [
+    (7, 2, (14, 13)), (3, 2, (6, 9)), pytest.param(1, 2, (6, 5), marks=pytest.mark.slow), pytest.param(3, 1, (4, 5), marks=pytest.mark.slow)])
 def test_same_padding_is_linens(window, stride, sides):
     """On even sides the odd zero is below and right. Values and gradients, in f64."""
     with jax.enable_x64(True):

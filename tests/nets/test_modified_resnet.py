@@ -88,6 +88,7 @@ def test_initial_values():
     assert {k.split("/")[-1] for k in weights.flat(stats)} == {"mean", "var"}
 
 
+@pytest.mark.slow
 def test_other_sizes_interpolate_the_positions_and_bf16_keeps_f32():
     net, half = modified_resnet.make(**TINY), modified_resnet.make(**TINY, dtype="bfloat16")
     z, tables = weights.Oracle("openclip_modified_resnet"), weights.openai_resnet(LAYERS)
