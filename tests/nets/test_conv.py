@@ -59,6 +59,11 @@ CASES = {  # rows, height, width, channels in and out; kernel, stride, pad
 }
 
 
+def later(*case):
+    """A case for `make test-all` alone."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def arguments(case, dtype):
     """x, kernel, a cotangent of the output; stride, pad."""
     (b, h, w, c, d), k, stride, pad = CASES[case]
@@ -67,7 +72,7 @@ def arguments(case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), pytest.param("float64", 1e-12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), later("float64", 1e-12)])
 def test_values_and_gradients_are_those_of_the_plain_convolution(case, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         args, stride, pad = arguments(case, dtype)
@@ -84,7 +89,7 @@ def test_a_processor_gets_products_pieces_and_residues(case, has):
     assert {name: found[name] for name in has} == has
 
 
-@pytest.mark.parametrize("how", [dict(depth=18, stem="cifar"), pytest.param(dict(depth=50), marks=pytest.mark.slow), dict(depth=18, dtype="bfloat16")])
+@pytest.mark.parametrize("how", [dict(depth=18, stem="cifar"), later(dict(depth=50)), dict(depth=18, dtype="bfloat16")])
 def test_elsewhere_the_program_is_the_plain_one(how, monkeypatch):
     """Operations of a ResNet's forward and backward pass for a TPU; a choice by platform leaves a `case` of one branch
     and its constants, which XLA takes out."""
@@ -120,7 +125,7 @@ def test_the_module_is_linens():
 
 
 @pytest.mark.parametrize("window, stride, sides", [
-    (7, 2, (14, 13)), (3, 2, (6, 9)), pytest.param(1, 2, (6, 5), marks=pytest.mark.slow), pytest.param(3, 1, (4, 5), marks=pytest.mark.slow)])
+    (7, 2, (14, 13)), (3, 2, (6, 9)), later(1, 2, (6, 5)), later(3, 1, (4, 5))])
 def test_same_padding_is_linens(window, stride, sides):
     """On even sides the odd zero is below and right. Values and gradients, in f64."""
     with jax.enable_x64(True):
@@ -134,7 +139,7 @@ def test_same_padding_is_linens(window, stride, sides):
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel, stride", [(1, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(3, 1, marks=pytest.mark.slow), (3, 2)])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), later(1, 2), later(3, 1), (3, 2)])
 @pytest.mark.parametrize("typed", ["kernel", "x", "both"])
 def test_gradients_of_replicated_and_of_varying_arrays(mesh, kernel, stride, typed):
     """One of the two may be replicated over the mesh: its gradient is then the sum over the devices."""
@@ -160,7 +165,7 @@ def test_gradients_of_replicated_and_of_varying_arrays(mesh, kernel, stride, typ
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((0, 1), (0, 1)), ((0, 1), (1, 1))])
-@pytest.mark.parametrize("sides", [pytest.param((8, 8), marks=pytest.mark.slow), (9, 7), pytest.param((10, 13), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sides", [later((8, 8)), (9, 7), later((10, 13))])
 def test_max_pool_with_ties(dtype, pads, sides):
     """After a ReLU most windows hold several zeros: the gradient goes where XLA lets it go. Whole numbers, so that the
     order of sums changes nothing."""

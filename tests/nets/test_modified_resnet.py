@@ -40,7 +40,8 @@ def oracle(case, dtype):
 
 # Not the gradients of training in f32: one of 1,536 units of a last layer is 5.5e-7 below 0, and rounding puts its ReLU
 # on the other side, which moves gradients by 5%. In f64 it stays.
-CASES = [("eval", "float32"), *(pytest.param(*how, marks=pytest.mark.slow) for how in (("train", "float64"), ("eval", "float64")))]
+CASES = [("eval", "float32"), *(
+    pytest.param(*how, marks=pytest.mark.slow) for how in (("train", "float64"), ("eval", "float64")))]
 
 
 @pytest.mark.parametrize("case, dtype", [*CASES, pytest.param("train", "float32", marks=pytest.mark.slow)])
